@@ -1,0 +1,100 @@
+"""Plain, hashable descriptions of memories: what crosses process boundaries and what is written to files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Heads = Literal["even", "ragged"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NammSettings:
+    """The architecture of a Neural Attention Memory Model; the defaults are the published ones (arXiv 2410.13166)."""
+
+    update_every: int = 512
+    """Tokens between two updates (the published ``memory_policy_fixed_delay``); a multiple of ``hop``."""
+    window: int = 32
+    """Length of the spectrogram's Hann window, in tokens."""
+    hop: int = 16
+    """Tokens between two frames of the spectrogram; ``window`` is twice the hop."""
+    ema: float = 0.99
+    """Decay of the moving average over frames, per token."""
+    hidden_size: int = 32
+    """Width of the scorer's attention layer."""
+    recency_size: int = 8
+    """Features of the recency embedding; even."""
+    max_frequency: float = 50_000.0
+    """Longest wavelength of the recency embedding, in tokens over 2 pi."""
+    heads: Heads = "even"
+    """``even``: all KV heads of a layer keep as many tokens as the greediest (published). ``ragged``: each its own."""
+    cap: int | None = None
+    """Most tokens that a KV head may keep at an update; None for no cap."""
+
+    def __post_init__(self) -> None:
+        if self.hop < 1 or self.window != 2 * self.hop:
+            raise ValueError(f"memory.window must be twice memory.hop: got window {self.window}, hop {self.hop}")
+        if self.update_every < 1 or self.update_every % self.hop:
+            raise ValueError(
+                f"memory.update_every must be a positive multiple of memory.hop ({self.hop}): got {self.update_every}"
+            )
+        if not 0.0 < self.ema < 1.0:
+            raise ValueError(f"memory.ema must lie between 0 and 1: got {self.ema}")
+        if self.hidden_size < 1:
+            raise ValueError(f"memory.hidden_size must be at least 1: got {self.hidden_size}")
+        if self.recency_size < 2 or self.recency_size % 2:
+            raise ValueError(f"memory.recency_size must be even and at least 2: got {self.recency_size}")
+        if self.max_frequency <= 1.0:
+            raise ValueError(f"memory.max_frequency must be above 1: got {self.max_frequency}")
+        if self.heads not in ("even", "ragged"):
+            raise ValueError(f"memory.heads must be 'even' or 'ragged': got {self.heads!r}")
+        if self.cap is not None and self.cap < 1:
+            raise ValueError(f"memory.cap must be at least 1 or null: got {self.cap}")
+
+    @property
+    def num_bins(self) -> int:
+        """Frequencies of the one-sided spectrum."""
+        return self.window // 2 + 1
+
+    @property
+    def num_features(self) -> int:
+        """Features per cached token: recency first, then the spectrum."""
+        return self.recency_size + self.num_bins
+
+    @property
+    def genome_size(self) -> int:
+        """Length of the flat genome (spec 4): 4,172 with the published settings."""
+        f, h = self.num_features, self.hidden_size
+        return f * 3 * h + 3 * h + h * 2 * f + 2 * f + f + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """Frozen feature statistics of a full-cache pass (spec 3.3): an input to the memory, recorded by hash."""
+
+    mean: tuple[float, ...]
+    variance: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NammSpec:
+    """An evolved memory without its genome; ``normalisation`` None uses raw features."""
+
+    settings: NammSettings
+    normalisation: Normalisation | None = None
+
+
+RivalName = Literal["full", "recent", "h2o", "l2norm", "random", "snapkv", "tova", "truncation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RivalSpec:
+    """A heuristic memory. ``budget``: most tokens held after an update, by layer and KV head; empty for ``full``."""
+
+    name: RivalName
+    update_every: int = 512
+    budget: tuple[tuple[int, ...], ...] = ()
+    seed: int = 0
+
+
+MemorySpec = NammSpec | RivalSpec
