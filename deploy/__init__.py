@@ -1,0 +1,1 @@
+"""Presets, images and manifests; nothing imports this package except to find its files."""

@@ -1,0 +1,241 @@
+"""Everything that a run is made of: typed settings, checked when they are built.
+
+``load_config`` reads a preset or a YAML file; ``config_hash`` names the trajectory that the settings decide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, Literal
+
+from orchestrator import presets
+from orchestrator.errors import ConfigError
+from tasks.registry import TaskSettings
+from workers.memory.specs import NammSettings, RivalName
+from workers.settings import ModelSettings
+
+
+def _require(holds: bool, key: str, allowed: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"{key} must be {allowed}: got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleSettings:
+    """How many examples of every task there are, and how many are asked at a time."""
+
+    pool: int
+    """Training examples per task that generations draw from."""
+    per_generation: int
+    """Examples per task that every candidate of a generation answers; at most ``pool``."""
+    heldout: int
+    """Examples per task and length that are never part of the fitness, only reported."""
+
+    def __post_init__(self) -> None:
+        _require(self.pool >= 1, "examples.pool", "at least 1", self.pool)
+        allowed = f"from 1 to examples.pool ({self.pool})"
+        _require(1 <= self.per_generation <= self.pool, "examples.per_generation", allowed, self.per_generation)
+        _require(self.heldout >= 1, "examples.heldout", "at least 1", self.heldout)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSettings:
+    """How genomes are proposed."""
+
+    optimizer: str = "CMA"
+    """Name of an optimizer in nevergrad's registry."""
+    population: int
+    """Candidates in a generation."""
+    sigma: float = 0.065
+    """Standard deviation of the first generation around the initial genome, in genome units."""
+    generations: int
+    """Generations to evolve; may be raised later, a finished run then goes on."""
+    diagonal: bool = True
+    """Whether CMA adapts variances only; full covariance costs quadratic time and space in the genome."""
+    initial_genome: str | None = None
+    """Folder of a saved memory to start from; None starts from zeros."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.optimizer), "search.optimizer", "the name of an optimizer", self.optimizer)
+        _require(self.population >= 2, "search.population", "at least 2", self.population)
+        _require(0.0 < self.sigma < math.inf, "search.sigma", "positive and finite", self.sigma)
+        _require(self.generations >= 1, "search.generations", "at least 1", self.generations)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitnessSettings:
+    """How scores become one loss per candidate."""
+
+    score: Literal["graded", "exact"] = "graded"
+    """``graded``: mean probability of the gold answers. ``exact``: share of questions answered exactly."""
+    kept_price: float = 0.0
+    """Fitness paid for keeping the whole cache, in units of the full-cache score; 0 for no price."""
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.kept_price < math.inf, "fitness.kept_price", "at least 0 and finite", self.kept_price)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitSettings:
+    """How the work of a generation is cut; never depends on the cluster, so that results do not either."""
+
+    candidates_per_unit: int
+    """Candidates that share a unit, and with it the prefill before the first update."""
+    examples_per_unit: int
+    """Examples of one task in a unit."""
+
+    def __post_init__(self) -> None:
+        for name in ("candidates_per_unit", "examples_per_unit"):
+            _require(getattr(self, name) >= 1, f"units.{name}", "at least 1", getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings:
+    """Where the units are scored; decides how fast a run is, never what comes of it."""
+
+    address: str | None = None
+    """None starts Ray on this machine, ``auto`` or ``ray://host:port`` joins a cluster, ``in-process`` needs no Ray."""
+    workers: int = 2
+    """Workers to keep alive, each with its own copy of the model."""
+    cpus_per_worker: float = 1.0
+    """CPU cores reserved for a worker."""
+    accelerators_per_worker: float = 0.0
+    """Accelerators reserved for a worker; 0.5 lets two workers share one."""
+    attempts_per_unit: int = 2
+    """Times that a unit itself may fail before it is set aside; lost workers are not counted."""
+
+    def __post_init__(self) -> None:
+        _require(self.address != "", "cluster.address", "null, auto, in-process or an address", self.address)
+        _require(self.workers >= 1, "cluster.workers", "at least 1", self.workers)
+        for name in ("cpus_per_worker", "accelerators_per_worker"):
+            amount = getattr(self, name)
+            _require(0.0 <= amount < math.inf, f"cluster.{name}", "at least 0 and finite", amount)
+        _require(self.attempts_per_unit >= 1, "cluster.attempts_per_unit", "at least 1", self.attempts_per_unit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingSettings:
+    """Where MLflow shows the run."""
+
+    uri: str | None = None
+    """Address of the MLflow server; None keeps ``mlflow.db`` in the folder above the run folder."""
+    experiment: str = "namm"
+    """MLflow experiment that the run is listed under."""
+    enabled: bool = True
+    """Whether the run is shown in MLflow at all."""
+
+    def __post_init__(self) -> None:
+        _require(self.uri != "", "tracking.uri", "an address or null", self.uri)
+        _require(bool(self.experiment), "tracking.experiment", "a name", self.experiment)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """What the final table compares."""
+
+    lengths: tuple[int, ...]
+    """Lengths of the held-out documents, in tokens; every task is asked at each of them."""
+    rivals: tuple[RivalName, ...] = ("recent", "h2o", "l2norm", "random")
+    """Heuristic memories to compare with at the same budget; the full cache is always in the table."""
+
+    def __post_init__(self) -> None:
+        increasing = all(a < b for a, b in zip((0, *self.lengths), self.lengths, strict=False))
+        _require(bool(self.lengths) and increasing, "evaluation.lengths", "positive and increasing", self.lengths)
+        _require(len(set(self.rivals)) == len(self.rivals), "evaluation.rivals", "named once each", self.rivals)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """One run."""
+
+    seed: int = 0
+    """Decides the search and which examples each generation draws."""
+    model: ModelSettings
+    memory: NammSettings = field(default_factory=NammSettings)
+    tasks: tuple[TaskSettings, ...]
+    """Tasks that make up the fitness, with equal weight."""
+    examples: ExampleSettings
+    search: SearchSettings
+    fitness: FitnessSettings = field(default_factory=FitnessSettings)
+    units: UnitSettings
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    evaluation: EvaluationSettings
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295", self.seed)
+        _require(bool(self.tasks), "tasks", "a list of at least one task", list(self.tasks))
+        for name, count in Counter(task.name for task in self.tasks).items():
+            _require(count == 1, "tasks", "different in kind or length", f"{count} named {name}")
+        for index, task in enumerate(self.tasks):
+            allowed = f"at least memory.update_every ({self.memory.update_every}), or nothing is ever forgotten"
+            _require(task.length >= self.memory.update_every, f"tasks.{index}.length", allowed, task.length)
+        reserved = self.cluster.accelerators_per_worker > 0 or self.cluster.address == "in-process"
+        allowed = f"above 0 when model.device is {self.model.device}, because Ray hides accelerators not reserved"
+        holds = reserved or self.model.device == "cpu"
+        _require(holds, "cluster.accelerators_per_worker", allowed, self.cluster.accelerators_per_worker)
+
+
+NOT_DECIDING = ("cluster", "tracking", "evaluation", "search.generations")
+"""Settings that leave the trajectory as it is: a run may be resumed with others."""
+
+
+def load_config(path_or_preset_name: str | PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's settings.
+
+    Args:
+        path_or_preset_name: a YAML file, or the bare name of a shipped preset.
+        overrides: texts like ``search.population=8`` or ``tasks.0.length=512``; values are YAML.
+
+    Raises:
+        ConfigError: a file cannot be read, or a key is unknown, missing, of the wrong type or out of bounds.
+    """
+    return presets.build(RunConfig, presets.read(path_or_preset_name, overrides))
+
+
+def config_from_dict(settings: Mapping[str, Any]) -> RunConfig:
+    """Build a run's settings from what ``config_to_dict`` returned.
+
+    Raises:
+        ConfigError: as ``load_config``.
+    """
+    return presets.build(RunConfig, presets.Document(origin="configuration", values=dict(settings)))
+
+
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
+    """The settings as JSON has them: nested dictionaries, lists, strings, numbers, booleans and None."""
+    # A config built in Python may hold 1 where 1.0 is meant; the trip through the types gives both one JSON, one hash.
+    checked = config_from_dict(dataclasses.asdict(config))
+    settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(checked)))
+    return settings
+
+
+def config_hash(config: RunConfig) -> str:
+    """SHA-256 (hex) of the settings that decide the trajectory; the model counts by its name, not its weights."""
+    deciding = _deciding(config_to_dict(config))
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Dotted keys, sorted, of the settings that decide the trajectory and differ between two ``config_to_dict``."""
+    a_values, b_values = _deciding(a), _deciding(b)
+    absent = object()
+    return sorted(
+        key for key in a_values.keys() | b_values.keys() if a_values.get(key, absent) != b_values.get(key, absent)
+    )
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key to value of every setting that decides the trajectory."""
+    return {
+        key: value
+        for key, value in presets.flatten(settings).items()
+        if not any(key == excluded or key.startswith(f"{excluded}.") for excluded in NOT_DECIDING)
+    }

@@ -1,0 +1,103 @@
+"""Files that are whole or absent, whatever happens while they are written.
+
+Content goes to a temporary file in the same folder, is forced to disk, and takes its name in one step. A failed write
+removes its temporary file; only a killed process leaves one behind, under a name that no reader looks at.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from orchestrator.errors import StorageError
+
+_TEMPORARY_SUFFIX = ".tmp"
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of the quota",
+    errno.EFBIG: "raise the limit on file sizes",
+    errno.EACCES: "allow this user to write there or choose another run folder",
+    errno.EPERM: "allow this user to write there or choose another run folder",
+    errno.EROFS: "make the file system writable or choose another run folder",
+}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a refusal of the operating system to write ``path`` into a ``StorageError`` that names the remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "mend the file system or choose another run folder")
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}; nothing was half-written, so {remedy} and resume the run"
+        ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Create ``folder`` and its missing parents so that they survive a power cut.
+
+    Raises:
+        StorageError: the operating system refuses.
+    """
+    if folder.is_dir():
+        return
+    if folder.parent != folder:
+        make_folder(folder.parent)
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that readers see either as it was or complete.
+
+    Raises:
+        StorageError: the disk is full or may not be written; ``path`` is as it was.
+    """
+    make_folder(path.parent)
+    # The name is unique so that a driver that was replaced, but still runs, cannot write into its successor's file.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}{_TEMPORARY_SUFFIX}")
+    with storage_errors(path):
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON that readers see either as it was or complete; floats survive exactly.
+
+    Raises:
+        StorageError: the disk is full or may not be written; ``path`` is as it was.
+    """
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def sweep_temporaries(folder: Path, prefix: str = "") -> None:
+    """Remove what killed processes left of files of ``folder`` whose names start with ``prefix``."""
+    for temporary in folder.glob(f".{prefix}*{_TEMPORARY_SUFFIX}"):
+        with storage_errors(temporary):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a folder's list of names to disk: without it a power cut may forget a file that is itself on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

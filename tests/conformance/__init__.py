@@ -1,0 +1,1 @@
+"""Checks against golden data of the published implementation: ``python -m tests.conformance FOLDER``."""

@@ -1,0 +1,179 @@
+"""Imports go one way, three libraries live in one room each, and nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+MAY_IMPORT = {
+    "tasks": {"tasks"},
+    "workers.memory": {"workers.memory"},
+    "workers": {"tasks", "workers"},
+    "orchestrator": {"tasks", "workers", "orchestrator"},
+    "deploy": set(),
+    "namm": {"workers"},
+}
+"""Room -> the rooms of this project that it may import; nobody may import ``deploy`` or ``namm``."""
+
+MAY_USE = {
+    "tasks": {"numpy"},
+    "workers": {"numpy", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "triton"},
+}
+"""Libraries of the rooms that run on workers: a machine with an accelerator needs no others."""
+
+ONLY_IN = {
+    "ray": "orchestrator.fleet",
+    "nevergrad": "orchestrator.search",
+    "cma": "orchestrator.search",
+    "mlflow": "orchestrator.tracking",
+}
+"""Library -> the one module that knows it."""
+
+UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+PROJECT = {"orchestrator", "workers", "tasks", "deploy", "namm", "tests"}
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What the source of ``module`` (a dotted name) does against the rules, one sentence each."""
+    tree = ast.parse(source)
+    found = [complaint for name in sorted(imported(tree, module)) for complaint in import_violations(module, name)]
+    return found + [f"{module}:{node.lineno} unpickles" for node in ast.walk(tree) if unpickles(node)]
+
+
+def import_violations(module: str, name: str) -> Iterator[str]:
+    """What is wrong with ``module`` importing ``name``."""
+    library = name.partition(".")[0]
+    if UNPICKLERS & set(name.split(".")) or name == "torch.load":
+        yield f"{module} imports {name}: nothing is unpickled"
+    if ONLY_IN.get(library, module) != module:
+        yield f"{module} imports {library}: only {ONLY_IN[library]} may"
+    if library in PROJECT:
+        if not any(within(name, allowed) for allowed in MAY_IMPORT[room_of(module)]):
+            yield f"{module} imports {name}: {room_of(module)} may only import {sorted(MAY_IMPORT[room_of(module)])}"
+    elif library not in sys.stdlib_module_names:
+        rooms = [room for room in MAY_USE if within(module, room) and library not in MAY_USE[room]]
+        yield from (f"{module} imports {library}: {room} may only use {sorted(MAY_USE[room])}" for room in rooms)
+
+
+def imported(tree: ast.Module, module: str) -> set[str]:
+    """Dotted names of all that is imported: at the top, inside functions, for types only, and by ``import_module``."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import():
+                names |= {alias.name for alias in node.names}
+            case ast.ImportFrom(module=base, level=0):
+                names |= {f"{base}.{alias.name}" for alias in node.names}
+            case ast.ImportFrom(module=base, level=level):
+                package = ".".join([*module.split(".")[:-level], *([base] if base else [])])
+                names |= {f"{package}.{alias.name}" for alias in node.names}
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[ast.Constant(value=str(text)), *_]):
+                names |= {text} if name in ("import_module", "__import__") else set()
+    return names
+
+
+def unpickles(node: ast.AST) -> bool:
+    match node:
+        case ast.Attribute(value=ast.Name(id="torch"), attr="load"):
+            return True
+        case ast.keyword(arg="allow_pickle", value=value):
+            return not (isinstance(value, ast.Constant) and value.value is False)
+    return False
+
+
+def room_of(module: str) -> str:
+    return max((room for room in MAY_IMPORT if within(module, room)), key=len)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def project_files() -> list[Path]:
+    folders = [ROOT / room for room in MAY_IMPORT if "." not in room and (ROOT / room).is_dir()]
+    return sorted([*ROOT.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))])
+
+
+def test_the_project_keeps_its_rules():
+    files = project_files()
+    assert {module_name(file) for file in files} >= {"orchestrator.config", "workers.unit", "tasks.task"}
+    assert [line for file in files for line in violations(module_name(file), file.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("tasks.generated", "from workers.unit import Unit"),
+        ("tasks.generated", "import yaml"),
+        ("workers.evaluator", "import orchestrator.config"),
+        ("workers.evaluator", "def late():\n    from orchestrator import config"),
+        ("workers.evaluator", "if TYPE_CHECKING:\n    from orchestrator.config import RunConfig"),
+        ("workers.evaluator", "import rich.table"),
+        ("workers.memory.namm", "from workers.unit import Unit"),
+        ("workers.memory.namm", "from workers import unit"),
+        ("workers.memory.namm", "from .. import unit"),
+        ("workers.memory.namm", "from ..unit import Unit"),
+        ("workers.memory.namm", "from tasks.task import Split"),
+        ("workers.memory.namm", "importlib.import_module('tasks.task')"),
+        ("orchestrator.config", "import deploy"),
+        ("orchestrator.config", "import namm"),
+        ("orchestrator.config", "from tests.helpers import toy"),
+        ("orchestrator.config", "import ray"),
+        ("orchestrator.cli", "from ray.util import metrics"),
+        ("orchestrator.evolution", "import nevergrad as ng"),
+        ("orchestrator.evolution", "__import__('mlflow')"),
+        ("orchestrator.fleet_actor", "import ray"),
+        ("workers.evaluator", "import ray"),
+        ("orchestrator.store", "import pickle"),
+        ("orchestrator.store", "from ray import cloudpickle"),
+        ("workers.memory.pretrained", "weights = torch.load(path)"),
+        ("workers.memory.pretrained", "from torch import load"),
+        ("orchestrator.store", "np.load(path, allow_pickle=True)"),
+    ],
+)
+def test_a_planted_violation_is_found(module, source):
+    assert violations(module, source) != []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("orchestrator.fleet", "import ray"),
+        ("orchestrator.search", "import nevergrad as ng\nimport cma"),
+        ("orchestrator.tracking", "from mlflow import MlflowClient"),
+        ("orchestrator.config", "from workers.memory.specs import NammSettings\nfrom tasks import registry"),
+        ("orchestrator.presets", "import yaml\nresources.files('deploy')"),
+        ("workers.evaluator", "import torch\nfrom tasks.task import Task\nfrom .memory import namm"),
+        ("workers.memory.namm", "from . import scorer\nfrom workers.memory.scorer import score\nimport dataclasses"),
+        ("namm", "from workers.memory.memory import Memory"),
+        ("orchestrator.store", "np.load(path, allow_pickle=False)"),
+    ],
+)
+def test_what_the_rules_allow_is_not_complained_about(module, source):
+    assert violations(module, source) == []
+
+
+@pytest.mark.slow
+def test_workers_and_tasks_import_on_a_machine_without_the_orchestrators_libraries():
+    # yaml stays: transformers itself imports it through huggingface_hub; MAY_USE above keeps it out of our own files.
+    absent = ["ray", "mlflow", "nevergrad", "cma", "pyarrow", "rich", "pydantic"]
+    modules = [name for name in map(module_name, project_files()) if within(name, "workers") or within(name, "tasks")]
+    program = (
+        "import importlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({absent!r}))\n"  # None there makes an import fail and a probe find nothing
+        f"[importlib.import_module(name) for name in {modules!r}]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr

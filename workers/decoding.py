@@ -1,0 +1,135 @@
+"""Reading prompts and answering under many genomes at once.
+
+Shapes: E examples of equal length, G genomes, B = G * E rows (genome by genome), n tokens, A answers per example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from workers.memory.attention import memory_attached
+from workers.memory.cache import MemoryCache
+from workers.memory.memory import KeepAll, Memory
+
+PREFILL_TOKENS = 2048
+"""Most tokens of a row in one forward call. A constant, because results must not depend on the machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How the gold answers fare: ``probability`` float64 ``[B, A]`` and ``is_greedy`` bool ``[B, A]`` (on the CPU)."""
+
+    probability: Tensor
+    is_greedy: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Completions:
+    """What was decoded: ``ids`` int64 ``[B, new]`` and the float32 ``logits [B, new, vocabulary]`` behind each."""
+
+    ids: Tensor
+    logits: Tensor
+
+
+def prefill(model: PreTrainedModel, cache: MemoryCache, ids: Tensor, tokens: int = PREFILL_TOKENS) -> Tensor:
+    """Read ``ids [B, n]`` in chunks of ``tokens``; returns the logits after the last token, ``[B, vocabulary]``."""
+    logits = None
+    for chunk in ids.split(tokens, dim=1):
+        logits = model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    assert logits is not None
+    return logits[:, -1]
+
+
+@torch.inference_mode()
+def decode_greedily(
+    model: PreTrainedModel,
+    cache: MemoryCache,
+    ids: Tensor,
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    prefill_tokens: int = PREFILL_TOKENS,
+) -> Completions:
+    """Greedy decoding of prompts ``ids [B, n]``; the last decoded token is not fed back (spec 1.6).
+
+    Stops when every row has produced one of ``stop_ids``; rows that stopped earlier are filled with that id.
+    """
+    logits = prefill(model, cache, ids, prefill_tokens)
+    decoded, seen_logits = [logits.argmax(-1)], [logits]
+    stops = torch.tensor(list(stop_ids), device=ids.device)
+    stopped = torch.isin(decoded[0], stops)
+    while len(decoded) < max_new_tokens and not bool(stopped.all()):
+        logits = model(input_ids=decoded[-1][:, None], past_key_values=cache, use_cache=True).logits[:, -1]
+        token = torch.where(stopped, decoded[-1], logits.argmax(-1))
+        stopped |= torch.isin(token, stops)
+        decoded.append(token)
+        seen_logits.append(logits)
+    return Completions(torch.stack(decoded, dim=1), torch.stack(seen_logits, dim=1).float())
+
+
+def read_shared_start(
+    model: PreTrainedModel, cache: MemoryCache, prompt_ids: Tensor, memory: Memory, copies: int
+) -> int:
+    """Read what no genome can have changed yet once for all of them, then branch the cache.
+
+    Until the first update every genome holds the same tokens: the first ``update_every`` tokens of ``prompt_ids
+    [E, n]`` (all but its last at most) are read with E rows, then the cache has ``copies * E``. Returns their number.
+    """
+    shared = min(memory.update_every or 0, prompt_ids.shape[1] - 1)
+    cache.memory = KeepAll(memory)
+    if shared:
+        prefill(model, cache, prompt_ids[:, :shared])
+    cache.branch(memory, copies)
+    return shared
+
+
+@torch.inference_mode()
+def score_answers(
+    model: PreTrainedModel,
+    memory: Memory,
+    ids: Tensor,
+    spans: Sequence[tuple[int, int]],
+    copies: int,
+) -> tuple[Answers, MemoryCache]:
+    """Probability of gold answers, each given the text before it with the earlier gold answers in place.
+
+    An answer whose every token is the model's first choice is just what greedy decoding would have produced.
+
+    Args:
+        model: the frozen model.
+        memory: with ``copies`` genomes, or any other memory with ``copies`` 1.
+        ids: int64 ``[E, n]``, the whole text of each example: prompt, questions and answers.
+        spans: token positions (start, stop) of each answer, the same in all examples, ascending.
+        copies: G.
+
+    Returns:
+        The answers of B = G * E rows, and the cache as it stands after the last token.
+    """
+    with memory_attached(model, memory) as cache:
+        shared = read_shared_start(model, cache, ids[:, : spans[0][0]], memory, copies)
+        predicting = torch.cat([torch.arange(start - 1, stop - 1) for start, stop in spans]).to(ids.device)
+        logits = _logits_at(model, cache, ids[:, shared:].repeat(copies, 1), predicting - shared)
+    targets = ids[:, predicting + 1].repeat(copies, 1)
+    log_p = torch.log_softmax(logits.double(), dim=-1).gather(-1, targets[..., None])[..., 0]
+    hits = logits.argmax(-1) == targets
+    lengths = [stop - start for start, stop in spans]
+    probability = torch.stack([part.sum(-1).exp() for part in log_p.split(lengths, dim=1)], dim=1)
+    is_greedy = torch.stack([part.all(-1) for part in hits.split(lengths, dim=1)], dim=1)
+    return Answers(probability.cpu(), is_greedy.cpu()), cache
+
+
+def _logits_at(model: PreTrainedModel, cache: MemoryCache, ids: Tensor, indices: Tensor) -> Tensor:
+    """Logits ``[B, len(indices), vocabulary]`` at the given columns of ``ids [B, n]``, read in chunks."""
+    pieces = []
+    for start in range(0, ids.shape[1], PREFILL_TOKENS):
+        chunk = ids[:, start : start + PREFILL_TOKENS]
+        wanted = indices[(indices >= start) & (indices < start + chunk.shape[1])] - start
+        keep = wanted if len(wanted) else torch.zeros(1, dtype=torch.long, device=ids.device)
+        logits = model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+        pieces.append(logits[:, : len(wanted)])
+    return torch.cat(pieces, dim=1)

@@ -1,0 +1,133 @@
+"""A frozen language model from a hub id or a folder, with its tokenizer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from workers.settings import ModelSettings
+
+SMALL_LLAMA = "small-llama"
+"""Name of the model kept in this repository."""
+
+
+class ModelError(ValueError):
+    """The model cannot be loaded or used; one line with the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """A frozen model in evaluation mode and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the text model."""
+        return int(self.model.config.get_text_config(decoder=True).num_hidden_layers)
+
+    @property
+    def num_kv_heads(self) -> int:
+        """KV heads of a layer."""
+        config = self.model.config.get_text_config(decoder=True)
+        return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest sequence that the model was made for."""
+        return int(self.model.config.get_text_config(decoder=True).max_position_embeddings)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of a prompt, special tokens (beginning of sequence) included."""
+        return list(self.tokenizer(text)["input_ids"])
+
+    def continuation_ids(self, text: str) -> list[int]:
+        """Token ids of text that goes on where other text ended."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def ntk_rope_theta(theta: float, head_size: int, factor: float, alpha: float) -> float:
+    """The fixed NTK rescale of the rotary base for contexts ``factor`` times as long (spec 1.5)."""
+    return float(theta * (alpha * factor - (alpha - 1.0)) ** (head_size / (head_size - 2)))
+
+
+def model_folder(path_or_id: str) -> Path | None:
+    """The local folder that is meant, or None for a hub id.
+
+    Raises:
+        ModelError: when it looks like a path but no model is there. Asking the hub for a missing path would retry for
+            half a minute first.
+    """
+    if path_or_id == SMALL_LLAMA:
+        return Path(str(files("workers") / "models" / SMALL_LLAMA))
+    path = Path(path_or_id).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    looks_like_path = path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") != 1 or path.exists()
+    if looks_like_path:
+        raise ModelError(
+            f"model.path_or_id: no model at {path_or_id!r} (no config.json): give a folder in Hugging Face format, "
+            f"a hub id such as 'meta-llama/Llama-3.2-1B', or {SMALL_LLAMA!r}"
+        )
+    return None
+
+
+def load_language_model(settings: ModelSettings) -> LanguageModel:
+    """Load a model and its tokenizer, frozen, on its device.
+
+    Raises:
+        ModelError: for anything that the user can mend.
+    """
+    folder = model_folder(settings.path_or_id)
+    if folder is None and settings.revision is None:
+        raise ModelError(
+            f"model.revision: pin the commit of hub model {settings.path_or_id!r}, so that the run can be repeated"
+        )
+    device = _device(settings.device)
+    source = str(folder) if folder else settings.path_or_id
+    common = {
+        "revision": None if folder else settings.revision,
+        "local_files_only": folder is not None or bool(os.environ.get("HF_HUB_OFFLINE")),
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    try:
+        config = AutoConfig.from_pretrained(source, **common)
+        _rescale_rope(config, settings)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=getattr(torch, settings.dtype), use_safetensors=True, **common
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"model.path_or_id: cannot load {settings.path_or_id!r}: {first_line}") from error
+    return LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ModelError(f"model.device: {name!r} cannot be used here ({first_line}): try 'cpu'") from error
+    return device
+
+
+def _rescale_rope(config: object, settings: ModelSettings) -> None:
+    if settings.rope_ntk_factor is None:
+        return
+    parameters = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict) or parameters.get("rope_type", "default") != "default":
+        raise ModelError(
+            f"model.rope_ntk_factor: {settings.path_or_id!r} has no plain rotary positions to rescale: remove the setting"
+        )
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # type: ignore[attr-defined]
+    parameters["rope_theta"] = ntk_rope_theta(
+        parameters["rope_theta"], head_size, settings.rope_ntk_factor, settings.rope_ntk_alpha
+    )

@@ -1,0 +1,24 @@
+"""From a plain description to a memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from workers.memory.heuristics import HEURISTICS
+from workers.memory.memory import KeepAll, Memory
+from workers.memory.namm import Namm
+from workers.memory.specs import MemorySpec, NammSpec
+
+
+def build_memory(spec: MemorySpec, genomes: npt.NDArray[np.float32]) -> Memory:
+    """The memory that ``spec`` describes, under ``genomes`` float32 ``[G, genome_size]`` where it has any.
+
+    ``full`` and ``truncation`` keep everything: the latter shortens the prompt before the model reads it.
+    """
+    if isinstance(spec, NammSpec):
+        return Namm(spec.settings, torch.from_numpy(np.ascontiguousarray(genomes)), spec.normalisation)
+    if spec.name in ("full", "truncation"):
+        return KeepAll()
+    return HEURISTICS[spec.name](spec)

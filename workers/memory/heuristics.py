@@ -1,0 +1,145 @@
+"""The rivals: heuristic memories behind the same interface. Each keeps, in every KV head, its budget of tokens.
+
+A new one is a class with one method, ``importance``. All shapes as in ``memory.py``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from workers.memory.memory import Decision, LayerView, Memory
+from workers.memory.selection import select_top
+from workers.memory.specs import RivalSpec
+
+
+class Heuristic(Memory):
+    """Keeps the ``budget`` most important tokens of each head at every update; the newest is always among them."""
+
+    def __init__(self, spec: RivalSpec) -> None:
+        self.update_every = spec.update_every
+        self.seed = spec.seed
+        self._budget = torch.tensor(spec.budget)
+        if self._budget.ndim != 2:
+            raise ValueError(f"the budget of {spec.name} must name tokens by layer and KV head: got {spec.budget!r}")
+
+    def budget(self, view: LayerView) -> Tensor:
+        """Integer ``[H]``: tokens that each head of the layer may hold after an update."""
+        return self._budget[view.layer].to(view.positions.device)
+
+    @abstractmethod
+    def importance(self, view: LayerView) -> Tensor:
+        """Higher is kept longer; float32 ``[B, H, K]``."""
+
+    def decide(self, view: LayerView) -> Decision:
+        """Keep the best by importance."""
+        importance = self.importance(view)
+        return Decision(select_top(importance, view.occupied, self.budget(view)), importance)
+
+
+class Recent(Heuristic):
+    """The newest tokens and the first four as attention sinks (StreamingLLM, arXiv 2309.17453)."""
+
+    num_sinks = 4
+
+    def importance(self, view: LayerView) -> Tensor:
+        """Position, with the sinks above all."""
+        positions = view.positions.float()
+        return positions.masked_fill(view.positions < self.num_sinks, torch.inf)
+
+
+class L2Norm(Heuristic):
+    """Keys of small norm attract attention (arXiv 2406.11430)."""
+
+    def importance(self, view: LayerView) -> Tensor:
+        """Minus the key's norm."""
+        return -view.keys.float().norm(dim=-1)
+
+
+class Random(Heuristic):
+    """A fixed random order of positions, other in every layer and head: what any choice must beat."""
+
+    def importance(self, view: LayerView) -> Tensor:
+        """A hash of seed, layer, KV head and position, so that no batch mate and no call before changes it."""
+        heads = torch.arange(view.positions.shape[1], device=view.positions.device)[None, :, None]
+        mixed = (
+            view.positions.long() + (heads + 1) * 0x9E3779B1 + (view.layer + 1) * 0x85EBCA77 + self.seed * 0xC2B2AE3D
+        )
+        for multiplier in (0x45D9F3B, 0x119DE1F3):
+            mixed = ((mixed ^ (mixed >> 16)) * multiplier) & 0xFFFFFFFF
+        return ((mixed ^ (mixed >> 16)) & 0xFFFFFF).float()
+
+
+class H2O(Heuristic):
+    """Heavy hitters: half of the budget by attention received so far, half by recency (arXiv 2306.14048)."""
+
+    reads_attention = True
+
+    def empty_trace_channels(self) -> int:
+        """The sum of attention received."""
+        return 1
+
+    def observe(self, trace: Tensor, attention: Tensor) -> Tensor:
+        """Add it up."""
+        return trace + attention.float().sum(dim=2)[..., None]
+
+    def importance(self, view: LayerView) -> Tensor:
+        """Attention received, with the newest half of the budget above all."""
+        recent = (self.budget(view) // 2)[None, :, None]
+        return view.trace[..., 0].masked_fill(view.ages < recent, torch.inf)
+
+
+class LastQueries(Heuristic):
+    """Base of rivals that look at the attention paid by the newest queries only."""
+
+    reads_attention = True
+    num_queries: int
+
+    def empty_trace_channels(self) -> int:
+        """One for each of the newest queries."""
+        return self.num_queries
+
+    def observe(self, trace: Tensor, attention: Tensor) -> Tensor:
+        """Roll the newest rows in."""
+        rows = torch.cat([trace, attention.transpose(-1, -2).float()], dim=-1)
+        return rows[..., -self.num_queries :]
+
+
+class SnapKV(LastQueries):
+    """Attention of the 16 newest queries, smoothed over neighbouring slots (arXiv 2404.14469).
+
+    The paper votes once, after the prompt; here the vote is repeated at every update.
+    """
+
+    num_queries = 16
+    smoothing = 5
+
+    def importance(self, view: LayerView) -> Tensor:
+        """Mean attention, averaged over neighbours, with the window's own tokens above all."""
+        mean = view.trace.mean(dim=-1)
+        smooth = functional.avg_pool1d(mean, self.smoothing, stride=1, padding=self.smoothing // 2)
+        return smooth.masked_fill(view.ages < self.num_queries, torch.inf)
+
+
+class Tova(LastQueries):
+    """Attention of the newest query alone (arXiv 2401.06104)."""
+
+    num_queries = 1
+
+    def importance(self, view: LayerView) -> Tensor:
+        """The newest query's attention."""
+        return view.trace[..., 0]
+
+
+HEURISTICS: dict[str, type[Heuristic]] = {
+    "recent": Recent,
+    "h2o": H2O,
+    "l2norm": L2Norm,
+    "random": Random,
+    "snapkv": SnapKV,
+    "tova": Tova,
+}
+"""Every rival that evicts, by its name in tables."""

@@ -1,0 +1,123 @@
+"""The evolved memory: a Neural Attention Memory Model under one genome or a block of them (arXiv 2410.13166)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from workers.memory import features
+from workers.memory.memory import Decision, LayerView, Memory
+from workers.memory.scorer import ScorerParameters, importances, unfold_genomes
+from workers.memory.selection import select_wanted
+from workers.memory.specs import NammSettings, Normalisation
+
+
+class Namm(Memory):
+    """Scores every cached token from the spectrogram of the attention it received and from its age.
+
+    Args:
+        settings: the architecture.
+        genomes: float32 ``[G, genome_size]``. Row ``b`` of a batch of B rows belongs to genome ``b // (B / G)``.
+        normalisation: feature statistics of a full-cache pass; None uses raw features.
+    """
+
+    reads_attention = True
+
+    def __init__(self, settings: NammSettings, genomes: Tensor, normalisation: Normalisation | None) -> None:
+        self.settings = settings
+        self.update_every = settings.update_every
+        self.normalisation = normalisation
+        self._genomes = genomes
+        self._on_device: dict[torch.device, tuple[ScorerParameters, Tensor, Tensor]] = {}
+        self._parameters(genomes.device)
+
+    @property
+    def num_genomes(self) -> int:
+        """Size of the block."""
+        return self._genomes.shape[0]
+
+    def with_genome(self, genomes: Tensor) -> Namm:
+        """The same memory under other genomes ``[G, genome_size]``."""
+        return Namm(self.settings, genomes, self.normalisation)
+
+    def empty_trace_channels(self) -> int:
+        """The moving average and one hop of zeros."""
+        return features.empty_trace_channels(self.settings)
+
+    def observe(self, trace: Tensor, attention: Tensor) -> Tensor:
+        """Stream the rows through the spectrogram."""
+        return features.observe(trace, attention, self.settings)
+
+    def features(self, view: LayerView) -> Tensor:
+        """The scorer's input, float32 ``[B, H, K, F]``: recency, then the normalised spectrum (spec 3.5)."""
+        _, mean, deviation = self._parameters(view.trace.device)
+        spectrum = (view.trace[..., : self.settings.num_bins] - mean) / deviation
+        age = features.recency(view.ages, view.seen_tokens, self.settings)
+        return torch.cat([age, spectrum], dim=-1)
+
+    def decide(self, view: LayerView) -> Decision:
+        """Score every slot and keep what the published rule keeps."""
+        parameters, _, _ = self._parameters(view.trace.device)
+        importance = importances(self.features(view), parameters)
+        keep = select_wanted(importance, view.occupied, self.settings.heads, self.settings.cap)
+        return Decision(keep, importance)
+
+    def _parameters(self, device: torch.device) -> tuple[ScorerParameters, Tensor, Tensor]:
+        """The scorer and the statistics on ``device``; the layers of one model may live on several."""
+        if device not in self._on_device:
+            bins = self.settings.num_bins
+            stats = self.normalisation or Normalisation(mean=(0.0,) * bins, variance=(1.0,) * bins)
+            mean = torch.tensor(stats.mean, dtype=torch.float32, device=device)
+            variance = torch.tensor(stats.variance, dtype=torch.float32, device=device)
+            parameters = unfold_genomes(self._genomes.to(device, torch.float32), self.settings)
+            self._on_device[device] = (parameters, mean, variance.sqrt().clamp(min=1e-7))
+        return self._on_device[device]
+
+
+@dataclass
+class Moments:
+    """Count, mean and variance of the features before normalisation, pooled with the pairwise formula (spec 3.3)."""
+
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    variance: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+
+    def add(self, values: Tensor) -> None:
+        """Pool ``values [n, features]`` into the moments."""
+        block = values.double()
+        variance, mean = torch.var_mean(block, dim=0, correction=0)
+        if self.count == 0:
+            self.count, self.mean, self.variance = len(block), mean, variance
+            return
+        total = self.count + len(block)
+        share = self.count / total
+        difference = mean - self.mean
+        self.variance = share * self.variance + (1 - share) * variance + share * (1 - share) * difference * difference
+        self.mean = share * self.mean + (1 - share) * mean
+        self.count = total
+
+
+class StatisticsPass(Memory):
+    """Keeps everything, and pools the features that a memory of these settings would have read at each update."""
+
+    reads_attention = True
+
+    def __init__(self, settings: NammSettings) -> None:
+        self.settings = settings
+        self.update_every = settings.update_every
+        self.moments = Moments()
+
+    def empty_trace_channels(self) -> int:
+        """As the memory has it."""
+        return features.empty_trace_channels(self.settings)
+
+    def observe(self, trace: Tensor, attention: Tensor) -> Tensor:
+        """As the memory does."""
+        return features.observe(trace, attention, self.settings)
+
+    def decide(self, view: LayerView) -> Decision:
+        """Pool the features of every cached token, keep every token."""
+        self.moments.add(view.trace[..., : self.settings.num_bins][view.occupied])
+        return Decision(view.occupied, torch.zeros(view.positions.shape, device=view.positions.device))

@@ -1,0 +1,53 @@
+"""From importances to what is kept (spec 5). Each row of a batch decides for itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from workers.memory.specs import Heads
+
+
+def ranks(importance: Tensor) -> Tensor:
+    """Rank of every slot in its head, 0 for the most important; equal importances in cache order. ``[B, H, K]``."""
+    order = importance.argsort(dim=-1, descending=True, stable=True)
+    positions = torch.arange(importance.shape[-1], device=importance.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, positions)
+
+
+def select_wanted(importance: Tensor, occupied: Tensor, heads: Heads, cap: int | None) -> Tensor:
+    """The published rule: a token is wanted when its importance is at least zero; the newest is always kept.
+
+    Args:
+        importance: ``[B, H, K]``, slots aligned at their newest token (the last).
+        occupied: bool ``[B, H, K]``, False where a slot is padding.
+        heads: ``ragged`` keeps in every head what it wants; ``even`` keeps in every head as many tokens as the layer's
+            greediest head wants, filled up with the best of the rejected.
+        cap: most tokens that a head may keep, or None.
+
+    Returns:
+        bool ``[B, H, K]``: what is kept.
+    """
+    lowest = torch.finfo(importance.dtype).min
+    forced = importance.masked_fill(~occupied, lowest)
+    forced[..., -1] = torch.finfo(importance.dtype).max
+    wanted = (forced >= 0) & occupied
+    if heads == "ragged" and cap is None:
+        return wanted
+    rank = ranks(forced)
+    if cap is not None:
+        wanted &= rank < cap
+    if heads == "ragged":
+        return wanted
+    greediest = wanted.sum(-1).amax(-1)
+    return (rank < greediest[:, None, None]) & occupied
+
+
+def select_top(importance: Tensor, occupied: Tensor, budget: Tensor) -> Tensor:
+    """The ``budget`` most important tokens of each head; the newest is always among them.
+
+    ``importance``, ``occupied`` and the result are ``[B, H, K]``; ``budget`` is integer ``[H]``, at least 1 is kept.
+    """
+    forced = importance.masked_fill(~occupied, -torch.inf)
+    forced[..., -1] = torch.inf
+    return (ranks(forced) < budget.clamp(min=1)[None, :, None]) & occupied

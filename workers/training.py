@@ -1,0 +1,250 @@
+"""Trains the small Llama that this repository ships: ``python -m workers.training --out DIR``.
+
+A decoder of two layers learns to look facts up in documents of up to 1,024 tokens within a few CPU-minutes. Nothing
+but the answers enters the loss. One head starts with a bias towards the previous token, because without it retrieval
+does not appear in reasonable time; everything else is learned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from tasks.registry import TaskKind, TaskSettings, build_task
+from tasks.task import Example
+from tasks.words import BOS, EOS, PAD, VOCABULARY, split_text
+from workers.curriculum import LEVELS, Batch, Curriculum, draw_batch
+from workers.model_card import Measurement, model_card
+from workers.word_tokenizer import TOKEN_IDS, build_tokenizer
+
+MAX_LENGTH_TOKENS = 4096
+PEAK_LEARNING_RATE = 3e-3
+WARM_UP_STEPS = 50
+FINAL_LEARNING_RATE_SHARE = 0.05
+PREVIOUS_TOKEN_SHARPNESS = 5.0
+"""Logit by which the biased head prefers the previous token, per unit of the RoPE frequencies' summed cosines."""
+
+
+def new_model(seed: int) -> LlamaForCausalLM:
+    """A fresh model, 231k parameters in float32, a function of ``seed``."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(_config())
+    embedding = model.model.embed_tokens.weight.data
+    # Tied or small embeddings stay at guessing: facts have to stand out from the residual stream from the start.
+    embedding.normal_(std=1.0)
+    model.lm_head.weight.data.copy_(0.04 * embedding)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data.mul_(0.5)
+        layer.mlp.down_proj.weight.data.mul_(0.5)
+    _look_at_previous_token(model)
+    return model
+
+
+def _config() -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        attention_bias=True,
+        tie_word_embeddings=False,
+        max_position_embeddings=MAX_LENGTH_TOKENS,
+        initializer_range=128**-0.5,
+        bos_token_id=TOKEN_IDS[BOS],
+        eos_token_id=TOKEN_IDS[EOS],
+        pad_token_id=TOKEN_IDS[PAD],
+    )
+
+
+def _look_at_previous_token(model: LlamaForCausalLM) -> None:
+    """Biases KV head 0 of layer 0 towards the token before.
+
+    With the key bias (a, 0) in every RoPE plane and the query bias the same turned back by one position, the logit for
+    a key at distance d is a² Σ cos(frequency (d - 1)) / √head_dim, which is largest at d = 1.
+    """
+    attention = model.model.layers[0].self_attn
+    frequencies = model.model.rotary_emb.inv_freq
+    head_dim = attention.head_dim
+    length = math.sqrt(PREVIOUS_TOKEN_SHARPNESS * math.sqrt(head_dim))
+    key = torch.cat([torch.ones_like(frequencies), torch.zeros_like(frequencies)])
+    query = torch.cat([frequencies.cos(), -frequencies.sin()])
+    attention.k_proj.bias.data[:head_dim] = length * key
+    attention.q_proj.bias.data[: 2 * head_dim] = length * query.repeat(2)  # both query heads of KV head 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What one optimiser step did."""
+
+    step: int
+    level: str
+    loss: float
+    """Cross entropy per answer token, nats."""
+    accuracy: float
+    """Share of answer tokens predicted, 0 to 1."""
+
+
+def train(model: LlamaForCausalLM, seed: int, num_steps: int, report: Callable[[Progress], None]) -> None:
+    """Trains ``model`` in place; a function of its weights, ``seed`` and ``num_steps`` on one thread."""
+    rng = np.random.default_rng([seed, num_steps])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    curriculum = Curriculum()
+    model.train()
+    for step in range(num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = PEAK_LEARNING_RATE * _learning_rate_share(step, num_steps)
+        level = curriculum.next_level(rng)
+        loss, accuracy = _answers_loss(model, draw_batch(LEVELS[level], rng))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        curriculum.report(level, accuracy)
+        report(Progress(step=step, level=LEVELS[level].name, loss=loss.item(), accuracy=accuracy))
+    model.eval()
+
+
+def _learning_rate_share(step: int, num_steps: int) -> float:
+    warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
+    cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
+    return warm_up * (FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * cosine)
+
+
+def _answers_loss(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, float]:
+    hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
+    wanted = batch.is_answer[:, 1:]
+    logits = model.lm_head(hidden[wanted])
+    gold = batch.ids[:, 1:][wanted]
+    accuracy = (logits.argmax(-1) == gold).float().mean().item()
+    return functional.cross_entropy(logits, gold), accuracy
+
+
+# Measuring -----------------------------------------------------------------------------------------------------------
+
+
+def exact_match(model: LlamaForCausalLM, examples: Sequence[Example]) -> float:
+    """Share of questions whose answer is the model's first choice, earlier questions of the example given right.
+
+    Args:
+        model: in evaluation mode.
+        examples: of one token length.
+    """
+    hits: list[bool] = []
+    rows_per_batch = max(1, 8192 // len(_row_ids(examples[0])))
+    for start in range(0, len(examples), rows_per_batch):
+        ids = torch.tensor([_row_ids(example) for example in examples[start : start + rows_per_batch]])
+        with torch.inference_mode():
+            choices = model(input_ids=ids, use_cache=False).logits.argmax(-1)
+        answers = _answer_places(examples[start])
+        hits += (choices[:, answers - 1] == ids[:, answers]).flatten().tolist()
+    return sum(hits) / len(hits)
+
+
+def _row_ids(example: Example) -> list[int]:
+    words = [BOS, *split_text(example.prompt)]
+    for question in example.questions:
+        words += [*split_text(question.text), question.answer]
+    return [TOKEN_IDS[word] for word in words]
+
+
+def _answer_places(example: Example) -> torch.Tensor:
+    """int64 ``[questions]``: where the answers are in the row of an example; the same for all examples of a task."""
+    ends = np.cumsum([len(split_text(question.text)) + 1 for question in example.questions])
+    return torch.from_numpy(len(split_text(example.prompt)) + ends)
+
+
+def measure(model: LlamaForCausalLM, num_examples: int) -> list[Measurement]:
+    """Accuracy on held-out examples by kind, length and number of facts."""
+    cases = [(length, 8) for length in (256, 512, 1024, 2048)] + [(256, 16), (512, 16)]
+    kinds: tuple[TaskKind, ...] = ("facts_prose", "facts_code")
+    return [_measure_case(model, kind, *case, num_examples) for case in cases for kind in kinds]
+
+
+def _measure_case(
+    model: LlamaForCausalLM, kind: TaskKind, length: int, num_facts: int, num_examples: int
+) -> Measurement:
+    task = build_task(TaskSettings(kind=kind, length=length, num_facts=num_facts))
+    examples = [task.example("heldout", index) for index in range(num_examples)]
+    return Measurement(kind, length, num_facts, num_examples, exact_match(model, examples))
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def save(model: LlamaForCausalLM, folder: Path) -> None:
+    """Writes weights, configuration and tokenizer to ``folder``."""
+    model.generation_config = GenerationConfig(
+        bos_token_id=TOKEN_IDS[BOS], eos_token_id=TOKEN_IDS[EOS], pad_token_id=TOKEN_IDS[PAD], do_sample=False
+    )
+    model.save_pretrained(folder)
+    build_tokenizer(MAX_LENGTH_TOKENS).save_pretrained(folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(1)  # the result must not depend on the machine's cores, and more threads are slower
+    if options.eval_only is not None:
+        if not (options.eval_only / "model.safetensors").is_file():
+            print(f"no model.safetensors in {options.eval_only}; train one with --out {options.eval_only}")
+            return 2
+        model = LlamaForCausalLM.from_pretrained(options.eval_only, local_files_only=True)
+        _print_table(measure(model, options.examples))
+        return 0
+    start_seconds = time.process_time()
+    model = new_model(options.seed)
+    train(model, options.seed, options.steps_limit, _print_progress)
+    cpu_seconds = time.process_time() - start_seconds
+    save(model, options.out)
+    measurements = measure(model, options.examples)
+    _print_table(measurements)
+    card = model_card(options.seed, options.steps_limit, cpu_seconds, measurements, model.num_parameters())
+    (options.out / "README.md").write_text(card, encoding="utf-8")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m workers.training", description=__doc__)
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--out", type=Path, metavar="DIR", help="train a model, measure it and write it here")
+    place.add_argument("--eval-only", type=Path, metavar="DIR", help="measure the model in this folder, change nothing")
+    parser.add_argument("--seed", type=int, default=0, help="decides weights and documents (default: %(default)s)")
+    parser.add_argument(
+        "--steps-limit",
+        type=int,
+        default=1200,
+        metavar="N",
+        help="optimiser steps; the learning rate falls to its end over them (default: %(default)s, some CPU-minutes)",
+    )
+    parser.add_argument(
+        "--examples", type=int, default=64, metavar="N", help="held-out examples per figure (default: %(default)s)"
+    )
+    return parser
+
+
+def _print_progress(progress: Progress) -> None:
+    if progress.step % 25 == 0:
+        answers = f"loss {progress.loss:6.3f}  accuracy {progress.accuracy:.3f}"
+        print(f"step {progress.step:5d}  {progress.level:10s}  {answers}", flush=True)
+
+
+def _print_table(measurements: Sequence[Measurement]) -> None:
+    for row in measurements:
+        print(f"{row.kind:12s} length {row.length:5d}  facts {row.num_facts:3d}  exact match {row.exact_match:.3f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
