@@ -47,8 +47,9 @@ def make_folder(folder: Path) -> None:
     Raises:
         StorageError: the operating system refuses.
     """
-    if folder.is_dir():
-        return
+    with storage_errors(folder):
+        if folder.is_dir():
+            return
     if folder.parent != folder:
         make_folder(folder.parent)
     with storage_errors(folder):

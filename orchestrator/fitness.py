@@ -103,8 +103,8 @@ class FullCacheScores:
             raise NammError(
                 f"the model with its full cache scores only {mean:.2g} ({score}) on the {len(examples)} examples drawn "
                 f"of task {task}, and memories are measured against that: expected at least "
-                f"{SMALLEST_FULL_CACHE_SCORE:g}; use fitness.score=graded, an easier task, more examples.per_generation "
-                "or a stronger model"
+                f"{SMALLEST_FULL_CACHE_SCORE:g}; use fitness.score=graded, an easier task, a larger "
+                "examples.per_generation or a stronger model"
             )
         return mean
 

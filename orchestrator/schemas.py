@@ -38,7 +38,8 @@ SCHEMA_VERSION = 1
 VERSION_KEY = b"namm.schema_version"
 """Where a file's metadata say which version it was written with."""
 
-_TEXT = pa.dictionary(pa.int32(), pa.string())
+
+_TEXT = pa.large_string()  # 32-bit offsets would end at 40 million rows of unit keys
 
 
 def _column(name: str, kind: pa.DataType, meaning: str, unit: str = "", *, nullable: bool = False) -> pa.Field:
@@ -135,7 +136,7 @@ def encode(table: pa.Table) -> memoryview:
         sink,
         compression="zstd",
         compression_level=3,
-        use_dictionary=[field.name for field in table.schema if _is_text(field.type)],
+        use_dictionary=[field.name for field in table.schema if field.type in (pa.string(), pa.large_string())],
         column_encoding=_encodings(table.schema),
     )
     return memoryview(sink.getvalue())
@@ -144,10 +145,6 @@ def encode(table: pa.Table) -> memoryview:
 def version_of(metadata: Mapping[bytes, bytes] | None) -> str:
     """Schema version in a file's metadata; ``none`` for a file that this program did not write."""
     return (metadata or {}).get(VERSION_KEY, b"none").decode()
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_dictionary(kind) or pa.types.is_string(kind))
 
 
 def _encodings(schema: pa.Schema) -> dict[str, str]:

@@ -126,8 +126,8 @@ class Search:
             return [self._optimizer.ask() for _ in range(self._population_size)]
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise SearchError(
-                f"the optimizer cannot propose generation {self._generation}: {error!r}; those that plan with a budget, "
-                f"such as NGOpt, cannot serve a search that may be extended: set search.optimizer to {WORKING}"
+                f"the optimizer cannot propose generation {self._generation}: {error!r}; those that plan with a "
+                f"budget, such as NGOpt, cannot serve a search that may be extended: set search.optimizer to {WORKING}"
             ) from error
 
     def _genomes(self, standard: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

@@ -8,7 +8,7 @@ its files are compacted into the tables of ``schemas.py``. Compaction may be int
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +138,10 @@ class Store:
         if self._last_read is None or self._last_read[0] != generation:
             if not self._path("units", generation).exists():
                 return {}
-            files = (_read(self._path(name, generation)) for name in ("units", "evaluations", "evictions"))
-            self._last_read = generation, tables.units_from_tables(*files)
+            units = _read(self._path("units", generation))
+            evaluations = _read(self._path("evaluations", generation), dictionary=["unit"])
+            evictions = _read(self._path("evictions", generation), ["unit", "held_tokens"], dictionary=["unit"])
+            self._last_read = generation, tables.units_from_tables(units, evaluations, evictions)
         return self._last_read[1]
 
     def _staged(self, generation: int) -> list[Path]:
@@ -183,9 +185,11 @@ def _by_key(units: Iterable[ScoredUnit]) -> list[ScoredUnit]:
     return [unique[key] for key in sorted(unique)]
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path, columns: list[str] | None = None, dictionary: Sequence[str] = ()) -> pa.Table:
+    """Read a file; ``dictionary`` names columns of text to leave as codes, which is smaller and faster."""
     try:
-        table = pq.ParquetFile(path).read()
+        with pq.ParquetFile(path, read_dictionary=list(dictionary)) as file:
+            table = file.read(columns)
     except (pa.ArrowInvalid, OSError) as error:
         remedy = "delete it to have it scored again" if path.parent.name == "units" else "restore it from a copy"
         raise StorageError(f"cannot read {path}: {error}; it was damaged after it was written, {remedy}") from error

@@ -98,6 +98,8 @@ def attend(query: Tensor, slots: Slots, mask: Tensor | None, options: AttentionO
     """Fused attention for memories that do not watch; shapes as in :func:`attend_and_watch`."""
     if options.softcap is not None:
         return attend_and_watch(query, slots, mask, options)[0]
+    if mask is not None and mask.shape[1] > 1:
+        mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
     return functional.scaled_dot_product_attention(
         query, slots.keys, slots.values, attn_mask=mask, scale=options.scaling, enable_gqa=True
     )

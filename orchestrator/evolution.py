@@ -1,0 +1,189 @@
+"""The order of things: full-cache pass, then ask, plan, score, commit, tell. Resume is the same with stored losses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.config import RunConfig
+from orchestrator.errors import RunFolderError
+from orchestrator.fitness import FullCacheScores, GenerationFitness, losses, merge_statistics
+from orchestrator.fleet import Fleet
+from orchestrator.journal import GenerationRecord, Journal
+from orchestrator.search import Search, population_hash
+from orchestrator.store import Store
+from orchestrator.units import draw_examples, plan_units
+from workers.memory.specs import NammSpec, Normalisation
+from workers.unit import FULL_CACHE_PASS, ScoredUnit, Unit
+
+MEMORY_NAME = "namm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where the run stands, after every unit and every generation."""
+
+    generation: int
+    """``FULL_CACHE_PASS`` during the pass before the first generation."""
+    units_done: int
+    units_total: int
+    record: GenerationRecord | None = None
+    """Set when the generation is committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run is made of; built by the caller, used by the functions below."""
+
+    config: RunConfig
+    fleet: Fleet
+    store: Store
+    journal: Journal
+    search: Search
+    report: Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Evolved:
+    """What came of the search."""
+
+    spec: NammSpec
+    genome: npt.NDArray[np.float32]
+    """``[genome_size]``: the mean of the search, not its luckiest candidate."""
+    population_hash: str
+    """SHA-256 of the last population that was scored."""
+
+
+def evolve(parts: Parts) -> Evolved:
+    """Run the search from wherever the journal stands to its last generation."""
+    full, spec = full_cache_pass(parts)
+    replay(parts.search, parts.journal.generations())
+    while parts.search.generation < parts.config.search.generations:
+        run_generation(parts, full, spec)
+    return Evolved(spec, parts.search.mean, parts.journal.generations()[-1].population_hash)
+
+
+def full_cache_pass(parts: Parts) -> tuple[FullCacheScores, NammSpec]:
+    """Score the full cache on the whole pool, and gather the feature statistics there (spec 3.3).
+
+    A genome of zeros keeps everything. The statistics are an input to every later unit, never gathered while scoring.
+    """
+    config = parts.config
+    pool = tuple(range(config.examples.pool))
+    units = plan_units(
+        generation=FULL_CACHE_PASS,
+        memory_name="full",
+        memory=NammSpec(settings=config.memory),
+        genomes=np.zeros((1, config.memory.genome_size), np.float32),
+        examples={task.name: pool for task in config.tasks},
+        split="train",
+        settings=config.units,
+        record_statistics=True,
+    )
+    scored = score_units(parts, units)
+    parts.store.commit_units(FULL_CACHE_PASS)
+    statistics = merge_statistics(scored)
+    normalisation = Normalisation(tuple(statistics.mean.tolist()), tuple(statistics.variance.tolist()))
+    return FullCacheScores.from_units(scored), NammSpec(settings=config.memory, normalisation=normalisation)
+
+
+def run_generation(parts: Parts, full: FullCacheScores, spec: NammSpec) -> None:
+    """One generation. Commit order: Parquet, journal line (the commit point), tell; then listeners."""
+    config, search = parts.config, parts.search
+    started = time.monotonic()
+    generation, genomes = search.generation, search.ask()
+    names = [task.name for task in config.tasks]
+    examples = draw_examples(config.seed, generation, names, config.examples.pool, config.examples.per_generation)
+    units = plan_units(
+        generation=generation,
+        memory_name=MEMORY_NAME,
+        memory=spec,
+        genomes=genomes,
+        examples=examples,
+        split="train",
+        settings=config.units,
+    )
+    asked = time.monotonic()
+    scored = score_units(parts, units)
+    scored_at = time.monotonic()
+    fitness = losses(scored, full, config.fitness, config.search.population)
+    parts.store.commit_generation(generation, genomes, fitness)
+    record = GenerationRecord(
+        generation=generation,
+        losses=fitness.loss.tolist(),
+        population_hash=population_hash(genomes),
+        examples=examples,
+        timestamp_ms=time.time_ns() // 1_000_000,
+        metrics=metrics(parts, fitness, scored, scored_at - asked),
+        seconds={"ask": asked - started, "score": scored_at - asked, "commit": time.monotonic() - scored_at},
+    )
+    parts.journal.append(record)
+    search.tell(fitness.loss)
+    parts.report(Progress(generation=generation, units_done=len(units), units_total=len(units), record=record))
+
+
+def score_units(parts: Parts, units: Sequence[Unit]) -> list[ScoredUnit]:
+    """Score what is not yet on disk, make each result durable as it comes; all results in the order of ``units``."""
+    results = {unit.key: parts.store.get_unit(unit.key) for unit in units}
+    missing = [unit for unit in units if results[unit.key] is None]
+    for scored in parts.fleet.score(missing):
+        parts.store.put_unit(scored)
+        results[scored.key] = scored
+        done = sum(result is not None for result in results.values())
+        parts.report(Progress(generation=scored.generation, units_done=done, units_total=len(units)))
+    return [result for result in results.values() if result is not None]
+
+
+def replay(search: Search, records: Sequence[GenerationRecord]) -> None:
+    """Bring a fresh search to where the journal stands, proving at each generation that it proposes the same genomes.
+
+    Raises:
+        RunFolderError: the journal was written by other versions of the libraries, or on another kind of machine.
+    """
+    for record in records:
+        if population_hash(search.ask()) != record.population_hash:
+            raise RunFolderError(
+                f"generation {record.generation} cannot be repeated: this installation proposes other genomes than the "
+                "one that wrote the journal; install the same versions (requirements.txt) or start a new run folder"
+            )
+        search.tell(np.array(record.losses, np.float64))
+
+
+def metrics(
+    parts: Parts, fitness: GenerationFitness, scored: Sequence[ScoredUnit], seconds: float
+) -> dict[str, float]:
+    """The figures that dashboards show, grouped by ``/``; fitness is minus the loss, higher is better."""
+    best = int(np.argmin(fitness.loss))
+    stats = parts.fleet.stats()
+    held = np.concatenate([unit.held_tokens for unit in scored])
+    kept = (held / np.concatenate([unit.seen_tokens for unit in scored])[:, None, None]).mean(axis=0)
+    genomes = parts.search.ask()
+    return {
+        "fitness/best": float(-fitness.loss[best]),
+        "fitness/mean": float(-fitness.loss.mean()),
+        "fitness/median": float(-np.median(fitness.loss)),
+        "fitness/worst": float(-fitness.loss.max()),
+        "score/ratio_best": float(fitness.ratio[best]),
+        "score/ratio_mean": float(fitness.ratio.mean()),
+        "score/graded_mean": float(fitness.graded.mean()),
+        "score/exact_mean": float(fitness.exact.mean()),
+        "cache/kept_ratio_best": float(fitness.kept_ratio[best]),
+        "cache/kept_ratio_mean": float(fitness.kept_ratio.mean()),
+        "cache/peak_bytes_mean": float(np.concatenate([unit.peak_bytes for unit in scored]).mean()),
+        "cache/mean_bytes_mean": float(np.concatenate([unit.mean_bytes for unit in scored]).mean()),
+        "cache/state_bytes_mean": float(np.concatenate([unit.state_bytes for unit in scored]).mean()),
+        **{f"cache/kept_ratio_layer_{layer}": float(value) for layer, value in enumerate(kept.mean(axis=1))},
+        "search/sigma": float(parts.search.sigma or 0.0),
+        "search/mean_genome_norm": float(np.linalg.norm(parts.search.mean)),
+        "search/population_spread": float(genomes.std(axis=0).mean()),
+        "cluster/workers": float(stats.workers),
+        "cluster/deaths": float(stats.deaths),
+        "cluster/retries": float(stats.retries),
+        "cluster/units": float(len(scored)),
+        "cluster/units_per_second": len(scored) / max(seconds, 1e-9),
+        "cluster/unit_seconds_mean": float(np.mean([unit.seconds for unit in scored])),
+    }
