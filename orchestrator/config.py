@@ -50,7 +50,7 @@ class SearchSettings:
     """How genomes are proposed."""
 
     optimizer: str = "CMA"
-    """Name of an optimizer in nevergrad's registry."""
+    """``CMA``, any other optimizer in nevergrad's registry, or ``PublishedCMA`` (full covariance, slow)."""
     population: int
     """Candidates in a generation."""
     sigma: float = 0.065
@@ -142,13 +142,17 @@ class EvaluationSettings:
 
     lengths: tuple[int, ...]
     """Lengths of the held-out documents, in tokens; every task is asked at each of them."""
-    rivals: tuple[RivalName, ...] = ("recent", "h2o", "l2norm", "random")
+    rivals: tuple[RivalName, ...] = ("recent", "h2o", "l2norm", "random", "snapkv", "tova", "truncation")
     """Heuristic memories to compare with at the same budget; the full cache is always in the table."""
+    examples_per_unit: int = 16
+    """Examples of one task in a unit of the evaluation, which has one candidate at a time."""
 
     def __post_init__(self) -> None:
         increasing = all(a < b for a, b in zip((0, *self.lengths), self.lengths, strict=False))
         _require(bool(self.lengths) and increasing, "evaluation.lengths", "positive and increasing", self.lengths)
         _require(len(set(self.rivals)) == len(self.rivals), "evaluation.rivals", "named once each", self.rivals)
+        _require("full" not in self.rivals, "evaluation.rivals", "without full, which is always there", self.rivals)
+        _require(self.examples_per_unit >= 1, "evaluation.examples_per_unit", "at least 1", self.examples_per_unit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@
 
     NammError                   exit code 2: something outside the run must be mended first
     ├── ConfigError             a setting is unknown, of the wrong type or out of bounds (also a ValueError)
+    ├── InputError              a prompt cannot be read or used, or nothing has the name given
     ├── RunFolderError          the run folder belongs to another configuration or version, or is no run folder
     ├── StorageError            the disk is full, or may not be written
     ├── FleetError              no cluster at the address, or too few accelerators in it
@@ -33,6 +34,10 @@ class NammError(Exception):
 
 class ConfigError(NammError, ValueError):
     """A setting is unknown, missing, of the wrong type or out of bounds."""
+
+
+class InputError(NammError):
+    """A prompt cannot be read or used, or nothing that a command could work on has the name given."""
 
 
 class RunFolderError(NammError):

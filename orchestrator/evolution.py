@@ -148,7 +148,7 @@ def replay(search: Search, records: Sequence[GenerationRecord]) -> None:
         if population_hash(search.ask()) != record.population_hash:
             raise RunFolderError(
                 f"generation {record.generation} cannot be repeated: this installation proposes other genomes than the "
-                "one that wrote the journal; install the same versions (requirements.txt) or start a new run folder"
+                "one that wrote the journal; install the same versions (constraints.txt) or start a new run folder"
             )
         search.tell(np.array(record.losses, np.float64))
 
@@ -177,7 +177,7 @@ def metrics(
         "cache/mean_bytes_mean": float(np.concatenate([unit.mean_bytes for unit in scored]).mean()),
         "cache/state_bytes_mean": float(np.concatenate([unit.state_bytes for unit in scored]).mean()),
         **{f"cache/kept_ratio_layer_{layer}": float(value) for layer, value in enumerate(kept.mean(axis=1))},
-        "search/sigma": float(parts.search.sigma or 0.0),
+        **({} if parts.search.sigma is None else {"search/sigma": parts.search.sigma}),
         "search/mean_genome_norm": float(np.linalg.norm(parts.search.mean)),
         "search/population_spread": float(genomes.std(axis=0).mean()),
         "cluster/workers": float(stats.workers),

@@ -88,6 +88,14 @@ def write_json_atomic(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def read_json(path: Path) -> Any:
+    """What ``write_json_atomic`` wrote; None when there is no such file."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
 def sweep_temporaries(folder: Path, prefix: str = "") -> None:
     """Remove what killed processes left of files of ``folder`` whose names start with ``prefix``."""
     for temporary in folder.glob(f".{prefix}*{_TEMPORARY_SUFFIX}"):

@@ -17,8 +17,11 @@ import numpy.typing as npt
 
 from orchestrator.config import SearchSettings
 from orchestrator.errors import ConfigError, SearchError
+from orchestrator.published_cma import PublishedCma
 
 CMA = "CMA"
+PUBLISHED_CMA = "PublishedCMA"
+"""The published system's own search, for comparing trajectories; not in nevergrad's registry."""
 WORKING = "CMA, DE, TBPSA or OnePlusOne"
 SMALLEST_CMA_POPULATION = 3
 LARGEST_LOSS = 5e20
@@ -195,6 +198,8 @@ def _origin(initial: npt.NDArray[np.floating] | None, genome_size: int) -> npt.N
 
 def _build_optimizer(settings: SearchSettings, genome_size: int, seed: int) -> Any:
     """A nevergrad optimizer over an unbounded array: bounds would scale CMA's first step by 0.15."""
+    if settings.optimizer == PUBLISHED_CMA:
+        return PublishedCma(genome_size, settings.population, np.random.RandomState(seed))
     import nevergrad as ng  # here, because importing it takes 3 s, which `namm --help` should not
 
     parametrization = ng.p.Array(shape=(genome_size,))
@@ -255,7 +260,7 @@ def _registered(name: str) -> Any:
 
     registry = ng.optimizers.registry
     if name not in registry:
-        close = difflib.get_close_matches(name, [CMA, *registry], n=3)
+        close = difflib.get_close_matches(name, [CMA, PUBLISHED_CMA, *registry], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see nevergrad.optimizers.registry for their names"
         raise ConfigError(f"search.optimizer {name!r} is not an optimizer of nevergrad: {hint}")
     factory = registry[name]

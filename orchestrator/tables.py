@@ -136,7 +136,7 @@ def _identity_columns(
     """The columns that say which unit a row belongs to, each unit repeated for its rows."""
     return [
         _repeated([unit.key for unit in units], rows),
-        np.repeat(np.array([unit.generation for unit in units], np.int32), rows),
+        pa.array(np.repeat(np.array([unit.generation for unit in units], np.int32), rows)),
         _repeated([unit.memory_name for unit in units], rows),
         _repeated([unit.task for unit in units], rows),
         _repeated([unit.split for unit in units], rows),

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
+from workers.errors import ModelError
 from workers.settings import ModelSettings
 
 SMALL_LLAMA = "small-llama"
 """Name of the model kept in this repository."""
-
-
-class ModelError(ValueError):
-    """The model cannot be loaded or used; one line with the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +99,27 @@ def load_language_model(settings: ModelSettings) -> LanguageModel:
     try:
         config = AutoConfig.from_pretrained(source, **common)
         _rescale_rope(config, settings)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=getattr(torch, settings.dtype), use_safetensors=True, **common
-        )
+        with _without_progress_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=getattr(torch, settings.dtype), use_safetensors=True, **common
+            )
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"model.path_or_id: cannot load {settings.path_or_id!r}: {first_line}") from error
     return LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Many workers load at once, beside the run's own progress: a bar for each would tear it apart."""
+    were_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _device(name: str) -> torch.device:

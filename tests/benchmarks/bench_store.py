@@ -1,7 +1,7 @@
 """Seconds and MB of one generation in the store, at the scale of the paper.
 
-32 candidates x 3 tasks x 64 examples x 32 layers x 8 KV heads, in units of 32 candidates x 1 example; random numbers, so
-files compress worse than real ones. Run from the repository root::
+32 candidates x 3 tasks x 64 examples x 32 layers x 8 KV heads, in units of 32 candidates x 1 example. The numbers are
+random, so files compress worse than real ones. Run from the repository root::
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_store
 """
@@ -19,7 +19,14 @@ from orchestrator.fitness import GenerationFitness
 from orchestrator.store import Store
 from workers.unit import ScoredUnit
 
-CANDIDATES, TASKS, EXAMPLES, LAYERS, KV_HEADS, GENOME = 32, ("qasper", "passage_retrieval", "narrativeqa"), 64, 32, 8, 4172
+CANDIDATES, TASKS, EXAMPLES, LAYERS, KV_HEADS, GENOME = (
+    32,
+    ("qasper", "passage_retrieval", "narrativeqa"),
+    64,
+    32,
+    8,
+    4172,
+)
 
 
 def scored_unit(task: str, example: int) -> ScoredUnit:

@@ -11,12 +11,16 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from orchestrator import published_cma
+from orchestrator.config import FitnessSettings
+from orchestrator.fitness import FullCacheScores, losses
 from tests.conformance.cases import SCORE_TOLERANCE, Mismatch, require_close, require_equal
 from workers.language_model import ntk_rope_theta
 from workers.memory import features
 from workers.memory.scorer import importances, unfold_genomes
 from workers.memory.selection import select_wanted
 from workers.memory.specs import NammSettings
+from workers.unit import ScoredUnit
 
 
 def check_stft_ema(path: Path) -> str:
@@ -101,10 +105,83 @@ def check_rope(path: Path) -> str:
     return "base and tables"
 
 
+def check_cma(path: Path) -> str:
+    """Constants, and the state after each of four generations, in two dimensions."""
+    arrays = np.load(path)
+    for prefix in sorted({key.split("_")[0] for key in arrays}):
+        golden = {key.removeprefix(f"{prefix}_"): arrays[key] for key in arrays if key.startswith(f"{prefix}_")}
+        constants = published_cma.Constants.of(len(golden["init_mean"]), len(golden["g0_y"]))
+        for name in ("weights", "mu_eff", "c_1", "c_mu", "c_sigma", "d_sigma", "c_c", "chi"):
+            require_close(f"{prefix} {name}", getattr(constants, name), golden[name], 1e-6)
+        sigma = np.median((golden["g0_x"] - golden["init_mean"]) / golden["g0_y"])
+        state = published_cma.State.fresh(golden["init_mean"], float(sigma))
+        for generation in range(sum(key.endswith("_fit") for key in golden)):
+            state = _check_tell(f"{prefix} g{generation}", state, constants, golden, f"g{generation}_")
+    return "constants and states"
+
+
+def _check_tell(
+    at: str, state: published_cma.State, constants: published_cma.Constants, golden: dict[str, np.ndarray], prefix: str
+) -> published_cma.State:
+    state, decomposition = published_cma.decompose(state)
+    steps = golden[f"{prefix}y"]
+    require_close(f"{at} x", state.mean + state.sigma * steps, golden[f"{prefix}x"], 1e-5)
+    state = published_cma.tell(state, constants, decomposition, steps, -golden[f"{prefix}fit"])
+    covariance = golden[f"{prefix}C"]
+    ours = state.covariance if covariance.ndim == 2 else state.covariance.diagonal()
+    named = {"mean": state.mean, "sigma": state.sigma, "evo_path_sigma": state.path_sigma, "evo_path_c": state.path_c}
+    for name, values in (named | {"C": ours}).items():
+        require_close(f"{at} {name}", values, golden[f"{prefix}{name}"], 1e-5)
+    return state
+
+
+def check_fitness(path: Path) -> str:
+    """The ratio to the full-cache score on the same examples, mean over tasks."""
+    golden = json.loads(path.read_text())
+    full = FullCacheScores(
+        exact={},
+        graded={
+            (task, int(index)): value
+            for task, reference in golden["reference_per_request"].items()
+            for index, value in reference.items()
+        },
+    )
+    units = [_unit(task, examples, golden["task_scores"][task] / 100) for task, examples in golden["sampled"].items()]
+    fitness = losses(units, full, FitnessSettings(), population=1)
+    for task, ratio in golden["normalized"].items():
+        require_close(f"{task} ratio", fitness.by_task[task].ratio, [ratio], 1e-5)
+    require_close("fitness", -fitness.loss, [golden["fitness"]], 1e-5)
+    return f"{len(units)} tasks"
+
+
+def _unit(task: str, examples: list[int], score: float) -> ScoredUnit:
+    rows = len(examples)
+    ones = np.ones(rows, np.int64)
+    return ScoredUnit(
+        key=task,
+        generation=0,
+        memory_name="namm",
+        task=task,
+        split="train",
+        candidate=np.zeros(rows, np.int32),
+        example=np.array(examples, np.int32),
+        exact=np.full(rows, score),
+        graded=np.full(rows, score),
+        seen_tokens=np.ones(rows, np.int32),
+        held_tokens=np.ones((rows, 1, 1), np.int32),
+        mean_bytes=np.ones(rows),
+        peak_bytes=ones,
+        state_bytes=ones,
+        seconds=0.0,
+    )
+
+
 CHECKS: dict[str, Callable[[Path], str]] = {
     "stft_ema.npz": check_stft_ema,
     "bam.npz": check_bam,
     "selection.npz": check_selection,
     "recency.npz": check_recency,
     "rope_llama3_x4.npz": check_rope,
+    "cma.npz": check_cma,
+    "fitness.json": check_fitness,
 }

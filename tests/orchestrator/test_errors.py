@@ -14,7 +14,7 @@ def test_a_message_of_several_lines_becomes_one():
 
 def test_every_error_is_drawn_in_the_tree_of_the_module_docstring():
     classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, NammError)]
-    assert len(classes) == 8
+    assert len(classes) == 9
     assert [kind.__name__ for kind in classes if kind.__name__ not in (errors.__doc__ or "")] == []
 
 

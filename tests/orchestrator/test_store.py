@@ -294,7 +294,7 @@ class Disk:
         self.fail_at: int | None = None
         self.failure: Callable[[], BaseException] = Killed
         self.fails_after_the_step = False
-        monkeypatch.setattr(os, "fsync", self._counted(lambda descriptor: None))  # counted, not waited for
+        monkeypatch.setattr(os, "fsync", self._counted(lambda _: None))  # counted, not waited for
         for owner, name in ((os, "replace"), (Path, "unlink"), (Path, "mkdir")):
             monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
 

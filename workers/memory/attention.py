@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from workers.memory.cache import MemoryCache, UpdateListener, take_staged_layer
+from workers.memory.cache import MemoryCache, UpdateListener, drop_staged_layer, take_staged_layer
 from workers.memory.errors import UnsupportedUseError
 from workers.memory.memory import Memory
 from workers.memory.slots import Slots
@@ -116,6 +116,8 @@ def memory_attention(
 ) -> tuple[Tensor, None]:
     """Attention over what the layer holds; signature as transformers' attention functions have it."""
     layer = take_staged_layer(key)
+    if attention_mask is not None:
+        raise UnsupportedUseError("a cache that forgets takes no 4-D attention mask: it knows who sees whom by position")
     if kwargs.get("s_aux") is not None:
         raise UnsupportedUseError(f"{type(module).__name__} uses attention sinks (s_aux), which no memory supports yet")
     options = AttentionOptions(
@@ -134,7 +136,7 @@ def memory_attention(
         block = query[:, :, start:stop]
         if memory.reads_attention:
             output, weights = attend_and_watch(block, slots, mask, options)
-            slots = slots.with_trace(memory.observe(slots.trace, weights))
+            slots = slots.with_trace(memory.observe(slots.trace, weights.detach()))
         else:
             output = attend(block, slots, mask, options)
         outputs.append(output)
@@ -164,9 +166,25 @@ def memory_attached(
     The model is left as it was, also after an error.
     """
     text_config = model.config.get_text_config(decoder=True)
-    former = model.config._attn_implementation
-    model.set_attn_implementation(IMPLEMENTATION)
+    former = text_config._attn_implementation
+    model.set_attn_implementation(_for_text_part(model.config, text_config, IMPLEMENTATION) or IMPLEMENTATION)
     try:
         yield MemoryCache(memory, text_config.num_hidden_layers, listener)
     finally:
-        model.set_attn_implementation(former)
+        drop_staged_layer()
+        model.set_attn_implementation(_for_text_part(model.config, text_config, former) or former)
+
+
+_Implementation = str | dict[str, "_Implementation"]
+
+
+def _for_text_part(config: Any, text_config: Any, implementation: str) -> _Implementation | None:
+    """What ``set_attn_implementation`` takes for the text part alone: a vision tower keeps its own attention."""
+    if config is text_config:
+        return implementation
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        inner = None if part is None else _for_text_part(part, text_config, implementation)
+        if inner is not None:
+            return {name: inner}
+    return None

@@ -46,6 +46,12 @@ class MemoryLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Stage the new tokens for the attention function and return them as they are."""
+        if _staged.layer is not None:
+            drop_staged_layer()
+            raise UnsupportedUseError(
+                "a memory's cache was passed to a model that no memory is attached to: "
+                "call the model inside the `with memory_attached(model, memory)` block that made the cache"
+            )
         if self.held is None:
             self.lazy_initialization(key_states, value_states)
         _staged.layer, _staged.keys = self, key_states
@@ -208,10 +214,15 @@ _staged = _Staged()
 def take_staged_layer(keys: Tensor) -> MemoryLayer:
     """The layer whose ``update`` was just called with these very keys."""
     layer, staged = _staged.layer, _staged.keys
-    _staged.layer = _staged.keys = None
+    drop_staged_layer()
     if layer is None or staged is not keys:
         raise UnsupportedUseError(
             "this model is attached to a memory, but the call brought no memory cache: "
             "pass past_key_values=cache and use_cache=True, or leave the `with memory_attached(model)` block"
         )
     return layer
+
+
+def drop_staged_layer() -> None:
+    """Forget what an interrupted call has staged."""
+    _staged.layer = _staged.keys = None

@@ -1,0 +1,56 @@
+# Two commands do everything on a fresh machine: `make evolve` and `make test`. The rest is for people who work on it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PRESET ?= small
+GOLDEN ?= tests/golden
+
+.DEFAULT_GOAL := help
+.PHONY: help setup evolve evolve-long test test-slow lint format conformance bench train-small-llama clean
+
+help: ## Say what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+setup: $(STAMP) ## Create .venv and install everything, pinned by constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+evolve: setup ## Evolve a memory on the small Llama with two local workers (about three minutes)
+	$(BIN)/namm evolve $(PRESET)
+
+evolve-long: setup ## The README's table: three seeds of the longer preset (10 to 20 minutes)
+	$(BIN)/python -m tests.benchmarks.seeds --preset small-long --seeds 0 1 2
+
+test: setup lint ## Lint, types, tests that take seconds (under ten minutes in all)
+	$(BIN)/python -m pytest
+
+test-slow: setup ## The tests that start clusters and servers, or take long
+	$(BIN)/python -m pytest -m 'slow or cluster'
+
+lint: setup ## Lint, format and type checks
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup ## Format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+conformance: setup ## Compare with golden data of the published implementation: make conformance GOLDEN=folder
+	@$(BIN)/python -m tests.conformance $(GOLDEN)
+
+bench: setup ## Benchmarks of the parts
+	$(BIN)/python -m tests.benchmarks.bench_block
+	$(BIN)/python -m tests.benchmarks.bench_store
+
+train-small-llama: setup ## Train the model in workers/models/small-llama again
+	$(BIN)/python -m workers.training --out workers/models/small-llama
+
+clean: ## Remove what the commands above have made, but for runs/
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

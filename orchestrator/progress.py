@@ -1,0 +1,160 @@
+"""Where a run stands while it runs: a live display on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+
+from workers.unit import FULL_CACHE_PASS
+
+if TYPE_CHECKING:  # evolution knows the fleet, and with it Ray: too heavy for a display
+    from orchestrator.evolution import Progress
+    from orchestrator.journal import GenerationRecord
+
+Report = Callable[["Progress"], None]
+Part = Literal["full cache", "generation", "evaluation"]
+
+SECONDS_BETWEEN_LINES = 5.0
+"""Plain lines come no closer than this, but for the last generation's."""
+
+RECENT_GENERATIONS = 8
+"""Generations over which the time left is estimated."""
+
+
+class Standing:
+    """What is known from the progress reported so far."""
+
+    def __init__(self, generations: int) -> None:
+        """Know how many generations there will be; 0 for an evaluation alone."""
+        self.generations = generations
+        self._recent_seconds: list[float] = []
+
+    def part(self, progress: Progress) -> Part:
+        """What is being done."""
+        if progress.generation == FULL_CACHE_PASS:
+            return "full cache"
+        return "generation" if progress.generation < self.generations else "evaluation"
+
+    def take(self, record: GenerationRecord) -> str:
+        """Take a finished generation in; returns what is to be said of it."""
+        self._recent_seconds = [*self._recent_seconds, sum(record.seconds.values())][-RECENT_GENERATIONS:]
+        return f"{describe(record)}  {clock(self.seconds_left(record))} left"
+
+    def seconds_left(self, record: GenerationRecord) -> float:
+        """Estimate for the generations to come; the evaluation after them is not in it."""
+        mean = sum(self._recent_seconds) / len(self._recent_seconds)
+        return mean * (self.generations - record.generation - 1)
+
+
+def describe(record: GenerationRecord) -> str:
+    """A finished generation in one line, without its number."""
+    metrics = record.metrics
+    deaths = int(metrics["cluster/deaths"])
+    lost = f", {deaths} lost" if deaths else ""
+    return (
+        f"fitness best {metrics['fitness/best']:.3f} mean {metrics['fitness/mean']:.3f}  "
+        f"kept {metrics['cache/kept_ratio_mean']:.0%}  "
+        f"{metrics['cluster/units_per_second']:.1f} units/s  "
+        f"{int(metrics['cluster/workers'])} workers{lost}"
+    )
+
+
+def clock(seconds: float) -> str:
+    """``1:05`` or ``2:01:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def reporting(generations: int, stream: TextIO, *, quiet: bool) -> Iterator[Report]:
+    """What to call with every progress; the display ends with the block.
+
+    Args:
+        generations: how many there will be; 0 for an evaluation alone.
+        stream: where to show it; a terminal gets a live display.
+        quiet: show nothing.
+    """
+    if quiet:
+        yield lambda progress: None
+    elif stream.isatty():
+        with LiveReport(generations, Console(file=stream)) as report:
+            yield report
+    else:
+        yield PlainReport(generations, stream)
+
+
+class PlainReport:
+    """A line when a part begins and when a generation ends, at most every few seconds."""
+
+    def __init__(self, generations: int, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
+        """Write to ``stream``; ``now`` tells the time in seconds."""
+        self._standing = Standing(generations)
+        self._stream = stream
+        self._now = now
+        self._part: Part | None = None
+        self._last_line = float("-inf")
+
+    def __call__(self, progress: Progress) -> None:
+        """Say it, if it is time."""
+        part = self._standing.part(progress)
+        if part != self._part and part != "generation":
+            self._write(f"{part}: {progress.units_total} units")
+        self._part = part
+        if progress.record is None:
+            return
+        line = self._standing.take(progress.record)
+        is_last = progress.generation == self._standing.generations - 1
+        if is_last or self._now() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = self._now()
+            self._write(f"generation {progress.generation + 1}/{self._standing.generations}  {line}")
+
+    def _write(self, line: str) -> None:
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+
+class LiveReport:
+    """Two bars, generations and the units of what is being done, with the last generation's figures below."""
+
+    def __init__(self, generations: int, console: Console) -> None:
+        """Show on ``console`` while used as a context manager."""
+        self._standing = Standing(generations)
+        self._bars = Bars(
+            TextColumn("{task.description:>11}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            transient=True,
+        )
+        self._generations: TaskID | None = None
+        if generations:
+            self._generations = self._bars.add_task("generations", total=generations, detail="")
+        self._units = self._bars.add_task("starting", total=None, detail="")
+
+    def __enter__(self) -> LiveReport:
+        """Begin to show."""
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Remove the display."""
+        self._bars.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show it."""
+        part = self._standing.part(progress)
+        name = f"{part} {progress.generation + 1}" if part == "generation" else part
+        self._bars.update(self._units, description="units", completed=progress.units_done, total=progress.units_total)
+        self._bars.update(self._units, detail=name)
+        if progress.record is not None and self._generations is not None:
+            self._bars.update(
+                self._generations, completed=progress.generation + 1, detail=self._standing.take(progress.record)
+            )

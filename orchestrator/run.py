@@ -1,0 +1,171 @@
+"""A whole run: build its parts, evolve, save the champion, compare it with the rivals, write the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import RunConfig, UnitSettings, config_hash, config_to_dict
+from orchestrator.evaluation import EvaluationPlan, evaluate
+from orchestrator.evolution import Evolved, Parts, Progress, evolve, score_units
+from orchestrator.files import write_json_atomic
+from orchestrator.fleet import build_fleet
+from orchestrator.journal import Journal, require_same_run
+from orchestrator.report import tabulate
+from orchestrator.search import Search
+from orchestrator.store import Store
+from orchestrator.tracking import Tracker, check_tracking
+from tasks.registry import TaskSettings
+from workers.evaluator import EvaluatorRecipe
+from workers.language_model import model_folder
+from workers.memory.errors import MemoryFileError
+from workers.memory.pretrained import PretrainedMemory
+
+SUMMARY, CHAMPION = "summary.json", "champion"
+SUMMARY_VERSION = 1
+CONTROL_EXAMPLES = 16
+"""Training examples on which the control's head is chosen."""
+
+
+def run(config: RunConfig, folder: Path, report: Callable[[Progress], None]) -> dict[str, Any]:
+    """Evolve in ``folder``, or go on there, up to the last generation; returns the summary that is written there.
+
+    Raises:
+        NammError: the user can mend it; nothing is written that was not there before, or all of it is whole.
+    """
+    seconds: dict[str, float] = {}
+    initial = check(config, folder)
+    with ExitStack() as stack:
+        with _timed(seconds, "start"):
+            fleet = stack.enter_context(build_fleet(worker_recipe(config), config.cluster))
+            journal = stack.enter_context(Journal.open(folder, config_hash(config), config_to_dict(config)))
+            tracker = stack.enter_context(_tracker(config, folder))
+        parts = Parts(
+            config=config,
+            fleet=fleet,
+            store=Store(folder),
+            journal=journal,
+            search=Search(config.search, config.memory.genome_size, config.seed, initial),
+            report=_with_tracking(report, tracker),
+        )
+        with _timed(seconds, "evolve"):
+            evolved = evolve(parts)
+            champion = save_champion(config, folder, evolved)
+        with _timed(seconds, "evaluate"):
+            summary = summarise(parts, evolved, champion)
+        summary["seconds"] = seconds | _seconds_by_part(journal)
+        write_json_atomic(folder / SUMMARY, summary)
+        tracker.log_artifact(folder / SUMMARY)
+        tracker.register_champion(folder / CHAMPION)
+    return summary
+
+
+def check(config: RunConfig, folder: Path) -> Any:
+    """Everything that can be found wrong before a process starts or a file is written; returns the initial genome."""
+    model_folder(config.model.path_or_id)
+    require_same_run(folder, config_hash(config), config_to_dict(config))
+    check_tracking(config.tracking)
+    if config.search.initial_genome is None:
+        return None
+    memory = PretrainedMemory.from_pretrained(config.search.initial_genome)
+    if memory.spec.settings.genome_size != config.memory.genome_size:
+        raise MemoryFileError(
+            f"search.initial_genome: {config.search.initial_genome} has a genome of "
+            f"{memory.spec.settings.genome_size} numbers, this run's memory needs {config.memory.genome_size}: "
+            "use the memory settings that it was evolved with"
+        )
+    return memory.genome
+
+
+def worker_recipe(config: RunConfig) -> EvaluatorRecipe:
+    """What every worker loads: the model, the tasks of the fitness, and the same tasks at the lengths of the table."""
+    tasks = {task.name: task for task in (*config.tasks, *evaluation_tasks(config))}
+    return EvaluatorRecipe(model=config.model, tasks=tuple(tasks.values()))
+
+
+def evaluation_tasks(config: RunConfig) -> list[TaskSettings]:
+    """The run's tasks at each length of the table."""
+    tasks = {
+        (resized := dataclasses.replace(task, length=length)).name: resized
+        for length in config.evaluation.lengths
+        for task in config.tasks
+    }
+    return list(tasks.values())
+
+
+def save_champion(config: RunConfig, folder: Path, evolved: Evolved) -> PretrainedMemory:
+    """Write the mean genome as a memory that others can load."""
+    memory = PretrainedMemory(
+        spec=evolved.spec,
+        genome=evolved.genome,
+        origin={
+            "model": config.model.path_or_id,
+            "model_revision": config.model.revision,
+            "tasks": [task.name for task in config.tasks],
+            "generations": config.search.generations,
+            "seed": config.seed,
+            "config_hash": config_hash(config),
+            "population_hash": evolved.population_hash,
+        },
+    )
+    memory.save_pretrained(folder / CHAMPION)
+    return memory
+
+
+def summarise(parts: Parts, evolved: Evolved, champion: PretrainedMemory) -> dict[str, Any]:
+    """Score the champion, the full cache and the rivals on held-out examples."""
+    config = parts.config
+    tasks = evaluation_tasks(config)
+    plan = EvaluationPlan(
+        generation=config.search.generations,
+        tasks=tuple(task.name for task in tasks),
+        examples=tuple(range(config.examples.heldout)),
+        control_examples=tuple(range(min(CONTROL_EXAMPLES, config.examples.pool))),
+        rivals=config.evaluation.rivals,
+        units=UnitSettings(candidates_per_unit=1, examples_per_unit=config.evaluation.examples_per_unit),
+        seed=config.seed,
+    )
+    results = evaluate(champion, plan, lambda units: score_units(parts, units))
+    parts.store.commit_units(plan.generation)
+    table = tabulate(results, {task.name: task.length for task in tasks})
+    return {
+        "version": SUMMARY_VERSION,
+        "model": config.model.path_or_id,
+        "generations": config.search.generations,
+        "seed": config.seed,
+        "config_hash": config_hash(config),
+        "population_hash": evolved.population_hash,
+        "genome_sha256": hashlib.sha256(champion.genome.tobytes()).hexdigest(),
+        "table": [dataclasses.asdict(row) for row in table],
+        "results": [dataclasses.asdict(result) for result in results],
+    }
+
+
+def _with_tracking(report: Callable[[Progress], None], tracker: Tracker) -> Callable[[Progress], None]:
+    def both(progress: Progress) -> None:
+        if progress.record is not None:
+            tracker.log_metrics(progress.record.generation, progress.record.metrics, progress.record.timestamp_ms)
+        report(progress)
+
+    return both
+
+
+def _seconds_by_part(journal: Journal) -> dict[str, float]:
+    """Sums over the generations, by what was being done."""
+    totals: dict[str, float] = {}
+    for record in journal.generations():
+        for part, value in record.seconds.items():
+            totals[f"generations/{part}"] = totals.get(f"generations/{part}", 0.0) + value
+    return totals
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[part] = time.monotonic() - started
