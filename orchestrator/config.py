@@ -204,13 +204,18 @@ def load_config(path_or_preset_name: str | PathLike[str], overrides: Sequence[st
     return presets.build(RunConfig, presets.read(path_or_preset_name, overrides))
 
 
-def config_from_dict(settings: Mapping[str, Any]) -> RunConfig:
+def config_from_dict(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """Build a run's settings from what ``config_to_dict`` returned.
+
+    Args:
+        settings: nested dictionaries.
+        overrides: as ``load_config`` takes them.
 
     Raises:
         ConfigError: as ``load_config``.
     """
-    return presets.build(RunConfig, presets.Document(origin="configuration", values=dict(settings)))
+    document = presets.Document(origin="configuration", values=dict(settings))
+    return presets.build(RunConfig, presets.override(document, overrides))
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:

@@ -112,15 +112,17 @@ class Dispatch:
     Every unit is in exactly one place: waiting, in flight on one worker, scored, or set aside.
     """
 
-    def __init__(self, keys: Sequence[str], attempts_per_unit: int) -> None:
+    def __init__(self, keys: Sequence[str], *, num_workers: int, attempts_per_unit: int) -> None:
         """Start with every unit waiting and no worker known.
 
         Args:
             keys: the units, each once, in the order in which they are preferably scored.
+            num_workers: workers that the fleet strives for; some may not be there yet.
             attempts_per_unit: times that scoring a unit may raise before it is set aside.
         """
         if len(set(keys)) != len(keys):
             raise ValueError(f"the {len(keys)} units have only {len(set(keys))} different keys")
+        self._num_workers = num_workers
         self._attempts_per_unit = attempts_per_unit
         self._waiting = deque(keys)
         self._in_flight: dict[Worker, list[str]] = {}  # by living worker, oldest first: that one is in work
@@ -230,7 +232,7 @@ class Dispatch:
         idle = [worker for worker, queue in self._in_flight.items() if not queue]
         commands = self._hand_out(idle, keep=0)
         with_room = [worker for worker, queue in self._in_flight.items() if 0 < len(queue) < UNITS_IN_FLIGHT]
-        return commands + self._hand_out(with_room, keep=len(self._in_flight))
+        return commands + self._hand_out(with_room, keep=self._num_workers)
 
     def _hand_out(self, workers: Sequence[Worker], keep: int) -> list[Command]:
         """One suitable unit for each of the workers, as long as more than ``keep`` units wait."""

@@ -1,9 +1,9 @@
 """A finished memory against the full cache and every rival, on held-out examples, at equal bytes held.
 
-A rival is given what the memory itself holds in the end, on the same task, in three ways: the same number of tokens in
-every head (``uniform``), the memory's own split over layers (``layer``), and over layers and KV heads (``head``). It may
-hold that many from the start. The control ``one-head`` keeps one KV head as whole as the bytes allow and elsewhere only
-the newest tokens; which head is chosen on training examples.
+A rival is given what the memory itself holds in the end, on the same task, in three ways: the same number of tokens
+in every head (``uniform``), the memory's own split over layers (``layer``), and over layers and KV heads (``head``).
+It may hold that many from the start. The control ``one-head`` keeps one KV head as whole as the bytes allow and
+elsewhere only the newest tokens; which head is chosen on training examples.
 """
 
 from __future__ import annotations
@@ -165,7 +165,8 @@ def _control_units(
             units = _units(plan, name, specs[name, task], task, split="train", examples=plan.control_examples)
             trials.setdefault(name, {})[task] = units
     scored = _score_all(score, trials)
-    best = {task: max((key for key in scored if key[1] == task), key=lambda key: _mean_graded(scored[key])) for task in held}
+    by_score = sorted(specs, key=lambda key: _mean_graded(scored[key]))
+    best = {task: (name, task) for name, task in by_score}  # the last of each task is its best
     return {task: _units(plan, CONTROL, specs[best[task]], task) for task in plan.tasks}
 
 

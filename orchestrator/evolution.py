@@ -153,9 +153,7 @@ def replay(search: Search, records: Sequence[GenerationRecord]) -> None:
         search.tell(np.array(record.losses, np.float64))
 
 
-def metrics(
-    parts: Parts, fitness: GenerationFitness, scored: Sequence[ScoredUnit], seconds: float
-) -> dict[str, float]:
+def metrics(parts: Parts, fitness: GenerationFitness, scored: Sequence[ScoredUnit], seconds: float) -> dict[str, float]:
     """The figures that dashboards show, grouped by ``/``; fitness is minus the loss, higher is better."""
     best = int(np.argmin(fitness.loss))
     stats = parts.fleet.stats()

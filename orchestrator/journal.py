@@ -27,7 +27,7 @@ from typing import Any
 from orchestrator.config import differences
 from orchestrator.driver_lock import LOCK_NAME, DriverLock
 from orchestrator.errors import RunFolderError
-from orchestrator.files import make_folder, storage_errors, write_atomic
+from orchestrator.files import make_folder, storage_errors, sweep_temporaries, write_atomic
 
 JOURNAL_NAME = "journal.jsonl"
 """The journal's file name in a run folder."""
@@ -111,6 +111,7 @@ class Journal:
         make_folder(folder)
         lock = DriverLock.acquire(folder, takeover=takeover)
         try:
+            sweep_temporaries(folder)
             return cls(folder / JOURNAL_NAME, lock, _begin_attempt(folder, config_hash, dict(config)))
         except BaseException:
             lock.release()
@@ -174,6 +175,17 @@ def read_journal(folder: Path) -> JournalContents:
     if not attempts:
         raise RunFolderError(f"{path} is empty: restore it from a copy or start a new run folder")
     return JournalContents(tuple(attempts), tuple(generations))
+
+
+def require_same_run(folder: Path, config_hash: str, config: Mapping[str, Any]) -> None:
+    """Make sure that ``folder`` may hold the run of a configuration, without touching it.
+
+    Raises:
+        RunFolderError: it holds a run of another configuration or version, or a damaged one.
+    """
+    path = folder / JOURNAL_NAME
+    if path.exists():
+        _require_same_trajectory(path, read_journal(folder).attempts[-1], config_hash, dict(config))
 
 
 def _begin_attempt(folder: Path, config_hash: str, config: dict[str, Any]) -> JournalContents:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import StorageError
-from orchestrator.files import make_folder, read_json, write_json_atomic
+from orchestrator.files import make_folder, read_json, sweep_temporaries, write_json_atomic
+from orchestrator.tracking_server import without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +46,14 @@ class Outbox:
             StorageError: the folder may not be written.
         """
         make_folder(folder)
+        sweep_temporaries(folder)
         self.path = folder / "outbox.jsonl"
         self._delivered_path = folder / "delivered.json"
         self._lock = threading.Lock()
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open as long as the outbox
         self._size = self.path.read_bytes().rfind(b"\n") + 1
         os.ftruncate(self._file.fileno(), self._size)  # a line without its end was torn by a crash
-        self._delivered_size = min((read_json(self._delivered_path) or {"bytes": 0})["bytes"], self._size)
+        self._delivered_size: int = min((read_json(self._delivered_path) or {"bytes": 0})["bytes"], self._size)
 
     def put(self, item: Item) -> None:
         """Add an item. A full disk loses it with a warning, because tracking must not stop a run."""
@@ -183,11 +184,10 @@ class Courier:
 
     def _note_failure(self, error: Exception) -> None:
         if not self._failures:
-            reason = str(error) if isinstance(error, StorageError) else " ".join(str(error).split())[:300]
             log.warning(
                 "%s does not take what is tracked (%s): the run goes on, what waits in %s is sent later",
                 self._to,
-                reason,
+                without_credentials(" ".join(str(error).split()))[:300],
                 self._outbox.path,
             )
         with self._changed:

@@ -70,12 +70,22 @@ def read(path_or_preset_name: str | PathLike[str], overrides: Sequence[str] = ()
         for path, _ in _leaves(layer):
             sources.pop(path, None)
             sources[path] = str(file)
+    return override(Document(origin=str(origin), values=values, sources=sources), overrides)
+
+
+def override(document: Document, overrides: Sequence[str]) -> Document:
+    """``document`` with texts like ``search.population=8`` applied; the last one wins.
+
+    Raises:
+        ConfigError: a text has another form, or leads nowhere.
+    """
+    values, sources = document.values, dict(document.sources)
     for text in overrides:
         path, value = _parse_override(text)
         values = _put(values, path, value, text)
         sources.pop(path, None)
         sources[path] = f"override '{text}'"
-    return Document(origin=str(origin), values=values, sources=sources)
+    return Document(origin=document.origin, values=values, sources=sources)
 
 
 def build(kind: type[T], document: Document) -> T:

@@ -82,7 +82,7 @@ def reporting(generations: int, stream: TextIO, *, quiet: bool) -> Iterator[Repo
         quiet: show nothing.
     """
     if quiet:
-        yield lambda progress: None
+        yield lambda _: None
     elif stream.isatty():
         with LiveReport(generations, Console(file=stream)) as report:
             yield report

@@ -44,9 +44,7 @@ class Constants:
         clipped = min(dimension, 40_000)
         c_1 = 2 / ((clipped + 1.3) ** 2 + mu_eff)
         c_mu = min(1 - c_1 - 1e-8, 2 * (mu_eff - 2 + 1 / mu_eff) / ((clipped + 2) ** 2 + mu_eff))
-        alpha = min(
-            1 + c_1 / c_mu, 1 + 2 * mu_eff_negative / (mu_eff + 2), (1 - c_1 - c_mu) / (dimension * c_mu)
-        )
+        alpha = min(1 + c_1 / c_mu, 1 + 2 * mu_eff_negative / (mu_eff + 2), (1 - c_1 - c_mu) / (dimension * c_mu))
         positive, negative = raw[raw > 0].sum(), np.abs(raw[raw < 0]).sum()
         c_sigma = (mu_eff + 2) / (dimension + mu_eff + 5)
         return Constants(
@@ -88,17 +86,17 @@ class Decomposition:
 
     def sample(self, normal: Matrix) -> Matrix:
         """Steps ``y`` from standard normal rows, ``[population, dimension]``."""
-        return (normal * self.scale) @ self.basis.T
+        return ((normal * self.scale) @ self.basis.T).astype(np.float32)
 
     def whiten(self, steps: Matrix) -> Matrix:
         """``C^(-1/2)`` applied to rows."""
-        return ((steps @ self.basis) / self.scale) @ self.basis.T
+        return (((steps @ self.basis) / self.scale) @ self.basis.T).astype(np.float32)
 
 
 def decompose(state: State) -> tuple[State, Decomposition]:
     """What an ask does to the covariance, and its decomposition."""
     covariance = state.covariance + FIRST_NUDGE if state.generation == 0 else state.covariance
-    covariance = (covariance + covariance.T) / np.float32(2)
+    covariance = ((covariance + covariance.T) / 2).astype(np.float32)
     values, basis = np.linalg.eigh(covariance)
     scale = np.sqrt(np.maximum(values, SMALLEST_EIGENVALUE))
     return replace(state, covariance=covariance), Decomposition(scale, basis)

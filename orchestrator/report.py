@@ -39,9 +39,7 @@ def tabulate(results: Sequence[Result], lengths: Mapping[str, int]) -> list[Tabl
     groups: dict[tuple[int, str], list[Result]] = {}
     for result in results:
         groups.setdefault((lengths[result.task], result.name), []).append(result)
-    rows = [
-        _row(name, length, group, groups[length, FULL]) for (length, name), group in groups.items()
-    ]
+    rows = [_row(name, length, group, groups[length, FULL]) for (length, name), group in groups.items()]
     return sorted(rows, key=_table_order)
 
 
@@ -87,3 +85,13 @@ def cells(row: TableRow) -> list[str]:
         f"{row.state_bytes / 1024:,.0f}",
         str(row.num_examples),
     ]
+
+
+def printed_rows(rows: Sequence[TableRow]) -> list[list[str]]:
+    """The printed table under ``HEADINGS``, with an empty row between document lengths."""
+    printed: list[list[str]] = []
+    for index, row in enumerate(rows):
+        if index and row.length != rows[index - 1].length:
+            printed.append([])
+        printed.append(cells(row))
+    return printed

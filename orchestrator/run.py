@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator import presets
 from orchestrator.config import RunConfig, UnitSettings, config_hash, config_to_dict
+from orchestrator.errors import ConfigError
 from orchestrator.evaluation import EvaluationPlan, evaluate
 from orchestrator.evolution import Evolved, Parts, Progress, evolve, score_units
 from orchestrator.files import write_json_atomic
-from orchestrator.fleet import build_fleet
-from orchestrator.journal import Journal, require_same_run
+from orchestrator.fleet import fleet_for
+from orchestrator.journal import JOURNAL_NAME, Journal, read_journal, require_same_run
 from orchestrator.report import tabulate
 from orchestrator.search import Search
 from orchestrator.store import Store
@@ -32,25 +35,35 @@ CONTROL_EXAMPLES = 16
 """Training examples on which the control's head is chosen."""
 
 
-def run(config: RunConfig, folder: Path, report: Callable[[Progress], None]) -> dict[str, Any]:
+def run(
+    config: RunConfig, folder: Path, report: Callable[[Progress], None], *, takeover: bool = False
+) -> dict[str, Any]:
     """Evolve in ``folder``, or go on there, up to the last generation; returns the summary that is written there.
+
+    Args:
+        config: the settings.
+        folder: the run folder.
+        report: called after every unit and every generation.
+        takeover: go on although another driver may still be at work there.
 
     Raises:
         NammError: the user can mend it; nothing is written that was not there before, or all of it is whole.
     """
     seconds: dict[str, float] = {}
     initial = check(config, folder)
+    search = Search(config.search, config.memory.genome_size, config.seed, initial)
     with ExitStack() as stack:
         with _timed(seconds, "start"):
-            fleet = stack.enter_context(build_fleet(worker_recipe(config), config.cluster))
-            journal = stack.enter_context(Journal.open(folder, config_hash(config), config_to_dict(config)))
+            fleet = stack.enter_context(fleet_for(worker_recipe(config), config.cluster))
+            journal = stack.enter_context(_open_journal(config, folder, takeover=takeover))
             tracker = stack.enter_context(_tracker(config, folder))
+        _log_tasks(config, tracker)
         parts = Parts(
             config=config,
             fleet=fleet,
             store=Store(folder),
             journal=journal,
-            search=Search(config.search, config.memory.genome_size, config.seed, initial),
+            search=search,
             report=_with_tracking(report, tracker),
         )
         with _timed(seconds, "evolve"):
@@ -58,7 +71,7 @@ def run(config: RunConfig, folder: Path, report: Callable[[Progress], None]) -> 
             champion = save_champion(config, folder, evolved)
         with _timed(seconds, "evaluate"):
             summary = summarise(parts, evolved, champion)
-        summary["seconds"] = seconds | _seconds_by_part(journal)
+        summary |= {"seconds": seconds | _seconds_by_part(journal), "mlflow": tracker.address}
         write_json_atomic(folder / SUMMARY, summary)
         tracker.log_artifact(folder / SUMMARY)
         tracker.register_champion(folder / CHAMPION)
@@ -69,6 +82,7 @@ def check(config: RunConfig, folder: Path) -> Any:
     """Everything that can be found wrong before a process starts or a file is written; returns the initial genome."""
     model_folder(config.model.path_or_id)
     require_same_run(folder, config_hash(config), config_to_dict(config))
+    _require_generations_to_come(config, folder)
     check_tracking(config.tracking)
     if config.search.initial_genome is None:
         return None
@@ -80,6 +94,16 @@ def check(config: RunConfig, folder: Path) -> Any:
             "use the memory settings that it was evolved with"
         )
     return memory.genome
+
+
+def _require_generations_to_come(config: RunConfig, folder: Path) -> None:
+    """The memory of an earlier generation cannot be had any more: the search has gone on since."""
+    done = len(read_journal(folder).generations) if (folder / JOURNAL_NAME).exists() else 0
+    if config.search.generations < done:
+        raise ConfigError(
+            f"search.generations: {config.search.generations} are asked for, but the run in {folder} has {done} already: "
+            f"ask for at least {done}, or start a new run folder"
+        )
 
 
 def worker_recipe(config: RunConfig) -> EvaluatorRecipe:
@@ -96,6 +120,19 @@ def evaluation_tasks(config: RunConfig) -> list[TaskSettings]:
         for task in config.tasks
     }
     return list(tasks.values())
+
+
+def evaluation_plan(config: RunConfig) -> EvaluationPlan:
+    """What the table compares, and on which examples."""
+    return EvaluationPlan(
+        generation=config.search.generations,
+        tasks=tuple(task.name for task in evaluation_tasks(config)),
+        examples=tuple(range(config.examples.heldout)),
+        control_examples=tuple(range(min(CONTROL_EXAMPLES, config.examples.pool))),
+        rivals=config.evaluation.rivals,
+        units=UnitSettings(candidates_per_unit=1, examples_per_unit=config.evaluation.examples_per_unit),
+        seed=config.seed,
+    )
 
 
 def save_champion(config: RunConfig, folder: Path, evolved: Evolved) -> PretrainedMemory:
@@ -119,20 +156,10 @@ def save_champion(config: RunConfig, folder: Path, evolved: Evolved) -> Pretrain
 
 def summarise(parts: Parts, evolved: Evolved, champion: PretrainedMemory) -> dict[str, Any]:
     """Score the champion, the full cache and the rivals on held-out examples."""
-    config = parts.config
-    tasks = evaluation_tasks(config)
-    plan = EvaluationPlan(
-        generation=config.search.generations,
-        tasks=tuple(task.name for task in tasks),
-        examples=tuple(range(config.examples.heldout)),
-        control_examples=tuple(range(min(CONTROL_EXAMPLES, config.examples.pool))),
-        rivals=config.evaluation.rivals,
-        units=UnitSettings(candidates_per_unit=1, examples_per_unit=config.evaluation.examples_per_unit),
-        seed=config.seed,
-    )
+    config, plan = parts.config, evaluation_plan(parts.config)
     results = evaluate(champion, plan, lambda units: score_units(parts, units))
     parts.store.commit_units(plan.generation)
-    table = tabulate(results, {task.name: task.length for task in tasks})
+    table = tabulate(results, {task.name: task.length for task in evaluation_tasks(config)})
     return {
         "version": SUMMARY_VERSION,
         "model": config.model.path_or_id,
@@ -144,6 +171,28 @@ def summarise(parts: Parts, evolved: Evolved, champion: PretrainedMemory) -> dic
         "table": [dataclasses.asdict(row) for row in table],
         "results": [dataclasses.asdict(result) for result in results],
     }
+
+
+def _open_journal(config: RunConfig, folder: Path, *, takeover: bool) -> Journal:
+    return Journal.open(folder, config_hash(config), config_to_dict(config), takeover=takeover)
+
+
+def _tracker(config: RunConfig, folder: Path) -> Tracker:
+    return Tracker(
+        config.tracking,
+        run_name=folder.resolve().name,
+        run_folder=folder,
+        params=presets.flatten(config_to_dict(config)),
+        tags={"config_hash": config_hash(config), "model": config.model.path_or_id},
+    )
+
+
+def _log_tasks(config: RunConfig, tracker: Tracker) -> None:
+    """Generated tasks are functions of their settings, so the hash of those names the data."""
+    for task in config.tasks:
+        settings = json.dumps(dataclasses.asdict(task), sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:32]
+        tracker.log_dataset(task.name, digest, source=f"generated by tasks/generated.py from {settings}")
 
 
 def _with_tracking(report: Callable[[Progress], None], tracker: Tracker) -> Callable[[Progress], None]:

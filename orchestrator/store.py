@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from orchestrator import schemas, tables
 from orchestrator.errors import RunFolderError, StorageError
 from orchestrator.files import storage_errors, sweep_temporaries, write_atomic
+from orchestrator.fitness import GenerationFitness
 from workers.unit import ScoredUnit
 
 
@@ -59,21 +60,19 @@ class Store:
         staged = [tables.unit_from_table(_read(path)) for path in self._staged(generation)]
         return _by_key([*staged, *self._compacted(generation).values()])
 
-    def commit_generation(
-        self, generation: int, genomes: npt.NDArray[np.float32], candidates: tables.CandidateColumns
-    ) -> None:
+    def commit_generation(self, generation: int, genomes: npt.NDArray[np.float32], fitness: GenerationFitness) -> None:
         """Write a complete generation's tables and remove its unit files; may be repeated after a crash.
 
         Args:
             generation: round of evolution.
             genomes: float32 [population, genome] as proposed.
-            candidates: what the search is told of each.
+            fitness: what the search is told of each candidate.
 
         Raises:
             StorageError: the disk is full or may not be written; no unit is lost.
         """
         self._write("genomes", generation, tables.genomes_table(generation, genomes))
-        self._write("candidates", generation, tables.candidates_table(generation, candidates))
+        self._write("candidates", generation, tables.candidates_table(generation, fitness))
         self.commit_units(generation)
 
     def commit_units(self, generation: int) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from orchestrator import schemas
+from orchestrator.fitness import GenerationFitness
 from workers.unit import FeatureStatistics, ScoredUnit
 
 _UNIT_KEY = b"namm.unit"
@@ -20,21 +21,6 @@ _UNIT_KEY = b"namm.unit"
 _EVALUATION_NAMES = tuple(field.name for field in schemas.EVALUATION_COLUMNS)
 
 _Number = TypeVar("_Number", bound=np.generic)
-
-
-class CandidateColumns(Protocol):
-    """What the ``candidates`` table tells of a generation: ``GenerationFitness``; arrays are float64 [population]."""
-
-    @property
-    def loss(self) -> npt.NDArray[np.float64]: ...  # noqa: D102
-    @property
-    def ratio(self) -> npt.NDArray[np.float64]: ...  # noqa: D102
-    @property
-    def exact(self) -> npt.NDArray[np.float64]: ...  # noqa: D102
-    @property
-    def graded(self) -> npt.NDArray[np.float64]: ...  # noqa: D102
-    @property
-    def kept_ratio(self) -> npt.NDArray[np.float64]: ...  # noqa: D102
 
 
 def unit_table(unit: ScoredUnit) -> pa.Table:
@@ -78,11 +64,11 @@ def _statistics(count: int, mean: list[float], variance: list[float]) -> Feature
     return FeatureStatistics(count, np.array(mean, np.float64), np.array(variance, np.float64))
 
 
-def candidates_table(generation: int, candidates: CandidateColumns) -> pa.Table:
+def candidates_table(generation: int, fitness: GenerationFitness) -> pa.Table:
     """What the search is told, a row per candidate."""
-    population = len(candidates.loss)
+    population = len(fitness.loss)
     identity = [np.full(population, generation, np.int32), np.arange(population, dtype=np.int32)]
-    columns = [getattr(candidates, name) for name in schemas.CANDIDATES.names[2:]]
+    columns = [getattr(fitness, name) for name in schemas.CANDIDATES.names[2:]]
     return pa.table([*identity, *columns], schema=schemas.CANDIDATES)
 
 

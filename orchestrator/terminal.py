@@ -8,14 +8,15 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-PLAIN_WIDTH = 160
-"""Columns of plain text: tables in a log are read by programs, and must not be wrapped to the width of a screen."""
+WIDTH = 10_000
+"""Columns: a hash or a path must not be cut to the width of a screen, so wrapping is left to the terminal."""
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -31,32 +32,37 @@ class Answer:
 
 
 def render(parts: Sequence[RenderableType], stream: TextIO) -> str:
-    """Text for ``stream``: with colours and the width of the screen if it is a terminal, plain otherwise."""
+    """Text for ``stream``: with colours if it is a terminal, plain otherwise."""
     is_terminal = stream.isatty()
     console = Console(
         file=StringIO(),
         force_terminal=is_terminal,
         color_system="auto" if is_terminal else None,
-        width=shutil.get_terminal_size().columns if is_terminal else PLAIN_WIDTH,
+        width=WIDTH,
         markup=False,
         emoji=False,
         highlight=False,
     )
     with console.capture() as capture:
         for part in parts:
-            console.print(part, soft_wrap=isinstance(part, str))
+            console.print(part, soft_wrap=True)
     # Rich fills cells up to the edge; blanks at the end of a line mean nothing.
     return "\n".join(line.rstrip() for line in capture.get().split("\n"))
 
 
 def grid(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
     """A table without lines: the first ``left`` columns are words, the others figures."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(headings))
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index < left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> Table:
+    """Names and what is to be said of them, a line each."""
+    return grid(("", ""), pairs, left=2)
 
 
 def visible(text: str) -> str:
@@ -70,9 +76,7 @@ def spark_line(values: Sequence[float], columns: int = 60) -> str:
         return ""
     count = min(columns, len(values))
     edges = [len(values) * index // count for index in range(count + 1)]
-    means = [
-        sum(values[start:stop]) / (stop - start) for start, stop in zip(edges, edges[1:], strict=False)
-    ]
+    means = [sum(values[start:stop]) / (stop - start) for start, stop in pairwise(edges)]
     lowest, spread = min(means), max(means) - min(means)
     top = len(SPARKS) - 1
     return "".join(SPARKS[round((mean - lowest) / spread * top) if spread else top // 2] for mean in means)

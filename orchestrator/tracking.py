@@ -1,9 +1,10 @@
 """MLflow as a view of the journal: never on the critical path, and it can be built again.
 
-Every call puts an item into the outbox under ``<run folder>/tracking/`` and returns. A thread imports MLflow, creates the
-run when the server first answers, and sends. The MLflow run is kept in the run folder, so that a resumed run goes on in it.
-What is sent twice shows once: equal points are one point to MLflow, the run is found again by a tag, images, datasets and
-model versions are looked up before they are added.
+Every call puts an item into the outbox under ``<run folder>/tracking/`` and returns. A thread imports MLflow, creates
+the run when the server first answers, and sends. The MLflow run is kept in the run folder, so that a resumed run goes
+on in it. What is sent twice shows once: equal points are one point to MLflow, the run is found again by a tag, images,
+datasets and model versions are looked up before they are added. A run that was deleted in MLflow, or another address,
+means a new run that everything is sent to again.
 
 ====================  ===============================================================================================
 in MLflow             what it is
@@ -309,7 +310,12 @@ class _MlflowRun:
         there = (artifact.path for artifact in self._client.list_artifacts(self._run_id, "images"))
         if not any(path.startswith(prefix) and path.endswith("+compressed.webp") for path in there):
             where = {"key": item["key"], "step": item["generation"], "timestamp": item["timestamp_ms"]}
-            self._client.log_image(self._run_id, Image(str(self._existing(item["path"]))), **where)
+            path = self._existing(item["path"])
+            try:
+                image = Image(str(path))
+            except OSError as error:
+                raise ValueError(f"{path} is no picture: {error}") from error
+            self._client.log_image(self._run_id, image, **where)
 
     def _send_artifact(self, item: Item) -> None:
         self._client.log_artifact(self._run_id, str(self._existing(item["path"])), item["folder"] or None)

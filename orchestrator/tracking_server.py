@@ -16,6 +16,8 @@ ANSWER_SECONDS = 5.0
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
 
+_CREDENTIALS = re.compile(r"://[^/\s]+@")
+
 
 def check_tracking(settings: TrackingSettings) -> None:
     """Find out before anything is written that a tracking server does not answer.
@@ -29,7 +31,8 @@ def check_tracking(settings: TrackingSettings) -> None:
     scheme = re.split(r"[:+]", uri, maxsplit=1)[0]
     if scheme not in _SCHEMES:
         raise TrackingError(
-            f"tracking.uri must start with one of {', '.join(_SCHEMES)}, or be null for a file beside the run: got {uri}"
+            f"tracking.uri must start with one of {', '.join(_SCHEMES)}, "
+            f"or be null for a file beside the run: got {uri}"
         )
     reason = _why_silent(settings.uri) if scheme in ("http", "https") else None
     if reason:
@@ -54,7 +57,7 @@ def how_to_look(uri: str) -> str:
 
 def without_credentials(text: str) -> str:
     """``text`` with the user and password of any address in it as ``***``: for logs, messages and files."""
-    return re.sub(r"(://)[^/@\s]+@", r"\1***@", text)
+    return _CREDENTIALS.sub("://***@", text)
 
 
 def _why_silent(uri: str) -> str | None:
@@ -68,8 +71,9 @@ def _why_silent(uri: str) -> str | None:
 
 
 def _ask(uri: str) -> str | None:
+    address = _CREDENTIALS.sub("://", uri).rstrip("/")  # urllib would take them for a part of the host's name
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS):
+        with urllib.request.urlopen(f"{address}/health", timeout=ANSWER_SECONDS):
             return None
     except urllib.error.HTTPError as error:
         # A gateway may hide /health, or want credentials for it; only its own failure means that nobody is there.

@@ -38,11 +38,10 @@ class Completions:
 
 def prefill(model: PreTrainedModel, cache: MemoryCache, ids: Tensor, tokens: int = PREFILL_TOKENS) -> Tensor:
     """Read ``ids [B, n]`` in chunks of ``tokens``; returns the logits after the last token, ``[B, vocabulary]``."""
-    logits = None
+    logits = torch.empty(0)
     for chunk in ids.split(tokens, dim=1):
-        logits = model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    assert logits is not None
-    return logits[:, -1]
+        logits = model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    return logits
 
 
 @torch.inference_mode()

@@ -2,7 +2,8 @@
 
 A decoder of two layers learns to look facts up in documents of up to 1,024 tokens within a few CPU-minutes. Nothing
 but the answers enters the loss. One head starts with a bias towards the previous token, because without it retrieval
-does not appear in reasonable time; everything else is learned.
+does not appear in reasonable time, and the KV heads of the last layer are made to share the keys, so that no single one
+does all the work; everything else is learned.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -25,18 +27,24 @@ from tasks.task import Example
 from tasks.words import BOS, EOS, PAD, VOCABULARY, split_text
 from workers.curriculum import LEVELS, Batch, Curriculum, draw_batch
 from workers.model_card import Measurement, model_card
+from workers.shared_retrieval import keys_shared_among_kv_heads
 from workers.word_tokenizer import TOKEN_IDS, build_tokenizer
 
 MAX_LENGTH_TOKENS = 4096
 PEAK_LEARNING_RATE = 3e-3
 WARM_UP_STEPS = 50
 FINAL_LEARNING_RATE_SHARE = 0.05
+SHARED_STEPS_SHARE = 0.7
+"""Share of the steps in which the KV heads of the last layer are kept to their own keys; afterwards they settle."""
 PREVIOUS_TOKEN_SHARPNESS = 5.0
 """Logit by which the biased head prefers the previous token, per unit of the RoPE frequencies' summed cosines."""
 
+MEASURED_CASES = ((256, 8), (512, 8), (1024, 8), (2048, 8), (256, 16), (512, 16))
+"""Length in tokens and number of facts of the documents whose accuracy is on the model card."""
+
 
 def new_model(seed: int) -> LlamaForCausalLM:
-    """A fresh model, 231k parameters in float32, a function of ``seed``."""
+    """A fresh model, 264k parameters in float32, a function of ``seed``."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(_config())
     embedding = model.model.embed_tokens.weight.data
@@ -99,22 +107,40 @@ class Progress:
 
 def train(model: LlamaForCausalLM, seed: int, num_steps: int, report: Callable[[Progress], None]) -> None:
     """Trains ``model`` in place; a function of its weights, ``seed`` and ``num_steps`` on one thread."""
-    rng = np.random.default_rng([seed, num_steps])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    curriculum = Curriculum()
+    run = _Run(model, np.random.default_rng([seed, num_steps]), num_steps)
+    num_shared = round(SHARED_STEPS_SHARE * num_steps)
     model.train()
-    for step in range(num_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = PEAK_LEARNING_RATE * _learning_rate_share(step, num_steps)
-        level = curriculum.next_level(rng)
-        loss, accuracy = _answers_loss(model, draw_batch(LEVELS[level], rng))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        curriculum.report(level, accuracy)
-        report(Progress(step=step, level=LEVELS[level].name, loss=loss.item(), accuracy=accuracy))
+    with keys_shared_among_kv_heads(model):
+        for step in range(num_shared):
+            report(run.step(step))
+    for step in range(num_shared, num_steps):
+        report(run.step(step))
     model.eval()
+
+
+class _Run:
+    """The state of a training run between steps."""
+
+    def __init__(self, model: LlamaForCausalLM, rng: np.random.Generator, num_steps: int) -> None:
+        self._model = model
+        self._rng = rng
+        self._num_steps = num_steps
+        self._curriculum = Curriculum()
+        self._optimizer = torch.optim.AdamW(
+            model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+        )
+
+    def step(self, step: int) -> Progress:
+        for group in self._optimizer.param_groups:
+            group["lr"] = PEAK_LEARNING_RATE * _learning_rate_share(step, self._num_steps)
+        level = self._curriculum.next_level(self._rng)
+        loss, accuracy = _answers_loss(self._model, draw_batch(LEVELS[level], self._rng))
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+        self._curriculum.report(level, accuracy)
+        return Progress(step=step, level=LEVELS[level].name, loss=loss.item(), accuracy=accuracy)
 
 
 def _learning_rate_share(step: int, num_steps: int) -> float:
@@ -168,9 +194,8 @@ def _answer_places(example: Example) -> torch.Tensor:
 
 def measure(model: LlamaForCausalLM, num_examples: int) -> list[Measurement]:
     """Accuracy on held-out examples by kind, length and number of facts."""
-    cases = [(length, 8) for length in (256, 512, 1024, 2048)] + [(256, 16), (512, 16)]
-    kinds: tuple[TaskKind, ...] = ("facts_prose", "facts_code")
-    return [_measure_case(model, kind, *case, num_examples) for case in cases for kind in kinds]
+    kinds: tuple[TaskKind, ...] = get_args(TaskKind)
+    return [_measure_case(model, kind, *case, num_examples) for case in MEASURED_CASES for kind in kinds]
 
 
 def _measure_case(
@@ -199,7 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # the result must not depend on the machine's cores, and more threads are slower
     if options.eval_only is not None:
         if not (options.eval_only / "model.safetensors").is_file():
-            print(f"no model.safetensors in {options.eval_only}; train one with --out {options.eval_only}")
+            remedy = f"train a model with: python -m workers.training --out {options.eval_only}"
+            print(f"no model.safetensors in {options.eval_only}; {remedy}", file=sys.stderr)
             return 2
         model = LlamaForCausalLM.from_pretrained(options.eval_only, local_files_only=True)
         _print_table(measure(model, options.examples))
@@ -221,18 +247,34 @@ def _parser() -> argparse.ArgumentParser:
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, metavar="DIR", help="train a model, measure it and write it here")
     place.add_argument("--eval-only", type=Path, metavar="DIR", help="measure the model in this folder, change nothing")
-    parser.add_argument("--seed", type=int, default=0, help="decides weights and documents (default: %(default)s)")
-    parser.add_argument(
-        "--steps-limit",
-        type=int,
-        default=1200,
-        metavar="N",
-        help="optimiser steps; the learning rate falls to its end over them (default: %(default)s, some CPU-minutes)",
+    counts = parser.add_argument_group("numbers")
+    counts.add_argument(
+        "--seed", type=_at_least(0), default=0, help="decides weights and documents (default: %(default)s)"
     )
-    parser.add_argument(
-        "--examples", type=int, default=64, metavar="N", help="held-out examples per figure (default: %(default)s)"
+    counts.add_argument(
+        "--steps-limit",
+        type=_at_least(1),
+        default=1000,
+        metavar="N",
+        help="optimiser steps, over which the learning rate falls (default: %(default)s, about five CPU-minutes)",
+    )
+    counts.add_argument(
+        "--examples",
+        type=_at_least(1),
+        default=64,
+        metavar="N",
+        help="held-out examples per accuracy figure (default: %(default)s)",
     )
     return parser
+
+
+def _at_least(smallest: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"is {text!r}; give a whole number of at least {smallest}")
+        return int(text)
+
+    return number
 
 
 def _print_progress(progress: Progress) -> None:

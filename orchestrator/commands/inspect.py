@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import RenderableType
+
 from orchestrator.errors import InputError
-from orchestrator.journal import JOURNAL_NAME, GenerationRecord, JournalContents, read_journal
+from orchestrator.journal import JOURNAL_NAME, GenerationRecord, read_journal
 from orchestrator.presets import flatten
 from orchestrator.progress import clock
-from orchestrator.terminal import Answer, grid, spark_line
+from orchestrator.terminal import Answer, facts, grid, spark_line
 
-if TYPE_CHECKING:  # knows torch, which takes a second and is not needed to look at a run
+if TYPE_CHECKING:  # knows torch, which takes seconds to import and is not needed to look at a run
     from workers.memory.specs import Normalisation
 
-CHAMPION, SUMMARY = "champion", "summary.json"
+TOLD = ("seed", "model.path_or_id", "memory", "tasks", "examples", "search", "fitness", "units", "cluster", "tracking")
+"""Settings and sections that are told; all of them are in the journal."""
 
-TOLD = (
-    "model.path_or_id",
-    "tasks",
-    "memory",
-    "examples",
-    "search",
-    "fitness",
-    "units",
-    "cluster.address",
-    "cluster.workers",
-    "tracking.uri",
-)
-"""Settings that matter to a reader; sections are told whole. All of them are in the journal."""
+CURVES = {
+    "best fitness": "fitness/best",
+    "mean fitness": "fitness/mean",
+    "kept ratio": "cache/kept_ratio_mean",
+}
+"""What is drawn over the generations, and the metric behind it."""
 
 
 def inspect(what: str) -> Answer:
@@ -49,37 +47,86 @@ def inspect(what: str) -> Answer:
     if (folder / "config.json").is_file():
         return inspect_memory(folder)
     raise InputError(
-        f"neither a run nor a saved memory is at {what}: name a folder that holds {JOURNAL_NAME} (a run) "
+        f"neither a run nor a saved memory is at {what}: name a folder that holds {JOURNAL_NAME} (a run), "
         "or config.json and model.safetensors (a memory)"
     )
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
 
 
 def inspect_run(folder: Path) -> Answer:
     """Where a run stands, from its journal alone."""
     contents = read_journal(folder)
-    attempt = contents.attempts[-1]
-    last = contents.generations[-1] if contents.generations else None
-    settings = {key: value for key, value in flatten(attempt.config).items() if _is_told(key)}
+    config, generations = contents.attempts[-1].config, contents.generations
     document = {
         "kind": "run",
         "folder": str(folder),
-        "seed": attempt.config["seed"],
-        "settings": settings,
-        "attempts": [
-            {key: getattr(one, key) for key in ("attempt", "host", "pid", "opened_ms")} for one in contents.attempts
-        ],
-        "generations_done": len(contents.generations),
-        "generations": attempt.config["search"]["generations"],
-        "curves": _curves(contents),
-        "metrics": last.metrics if last else {},
-        "seconds": seconds_by_part(contents.generations),
-        "last_generation_ms": last.timestamp_ms if last else None,
-        "population_hash": last.population_hash if last else None,
-        "config_hash": attempt.config_hash,
-        "champion": _existing(folder / CHAMPION),
-        "summary": _existing(folder / SUMMARY),
+        "settings": {key: value for key, value in flatten(config).items() if _is_told(key)},
+        "config_hash": contents.attempts[-1].config_hash,
+        "attempts": [_attempt(dataclasses.asdict(attempt)) for attempt in contents.attempts],
+        "generations": config["search"]["generations"],
+        "generations_done": len(generations),
+        "last_generation_ms": generations[-1].timestamp_ms if generations else None,
+        "curves": {metric: [record.metrics[metric] for record in generations] for metric in CURVES.values()},
+        "metrics": generations[-1].metrics if generations else {},
+        "seconds": seconds_by_part(generations),
+        "population_hash": generations[-1].population_hash if generations else None,
+        "champion": _if_there(folder / "champion"),
+        "summary": _if_there(folder / "summary.json"),
     }
-    return Answer(document, [_run_lines(document), *_curve_lines(document["curves"]), _settings_table(settings)])
+    return Answer(document, [*_run_parts(document), "", *_settings(document["settings"])])
+
+
+def seconds_by_part(generations: Sequence[GenerationRecord]) -> dict[str, float]:
+    """Wall-clock time of all generations together, by what was being done."""
+    parts = dict.fromkeys(part for record in generations for part in record.seconds)
+    return {part: sum(record.seconds.get(part, 0.0) for record in generations) for part in parts}
+
+
+def _run_parts(run: Mapping[str, Any]) -> list[RenderableType]:
+    last = run["attempts"][-1]
+    began = datetime.fromtimestamp(last["opened_ms"] / 1000).isoformat(sep=" ", timespec="seconds")
+    pairs = [
+        ("run", run["folder"]),
+        ("generations", _generations(run)),
+        ("attempts", f"{last['attempt']}, the last by pid {last['pid']} on {last['host']} at {began}"),
+    ]
+    pairs += [(name, _curve(run["curves"][metric])) for name, metric in CURVES.items() if run["curves"][metric]]
+    pairs += [
+        ("seconds", ", ".join(f"{part} {seconds:.1f}" for part, seconds in run["seconds"].items()) or "none yet"),
+        ("champion", run["champion"] or "none yet: it is written after the last generation"),
+        ("population", run["population_hash"] or "none yet"),
+    ]
+    return [facts(pairs)]
+
+
+def _generations(run: Mapping[str, Any]) -> str:
+    done, total = run["generations_done"], run["generations"]
+    if not done:
+        return f"none of {total} yet"
+    ago = clock(max(0.0, time.time() - run["last_generation_ms"] / 1000))
+    finished = ", evaluated" if run["summary"] and done >= total else ""
+    return f"{done} of {total}{finished}; the last one ended {ago} ago"
+
+
+def _curve(values: Sequence[float]) -> str:
+    return f"{spark_line(values)}  {values[0]:.3f} to {values[-1]:.3f}"
+
+
+def _attempt(attempt: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: attempt[key] for key in ("attempt", "host", "pid", "opened_ms")}
+
+
+def _is_told(key: str) -> bool:
+    return any(key == told or key.startswith(f"{told}.") for told in TOLD)
+
+
+def _if_there(path: Path) -> str | None:
+    return str(path) if path.exists() else None
+
+
+# --- a memory ---------------------------------------------------------------------------------------------------------
 
 
 def inspect_memory(folder: Path) -> Answer:
@@ -87,38 +134,36 @@ def inspect_memory(folder: Path) -> Answer:
     from workers.memory.pretrained import PretrainedMemory
 
     memory = PretrainedMemory.from_pretrained(folder)
-    settings = {entry: getattr(memory.spec.settings, entry) for entry in memory.spec.settings.__slots__}
-    genome = memory.genome.astype(float)
-    document = {
+    document: dict[str, Any] = {
         "kind": "memory",
         "folder": str(folder),
-        "settings": settings,
-        "genome_size": int(genome.size),
-        "genome_norm": float((genome**2).sum() ** 0.5),
+        "settings": dataclasses.asdict(memory.spec.settings),
+        "genome_size": len(memory.genome),
+        "genome_norm": float((memory.genome.astype(float) ** 2).sum() ** 0.5),
         "genome_sha256": hashlib.sha256(memory.genome.tobytes()).hexdigest(),
         "normalisation_sha256": normalisation_hash(memory.spec.normalisation),
         "origin": dict(memory.origin),
     }
-    facts = [
+    pairs = [
         ("memory", str(folder)),
-        ("genome", f"{genome.size:,} numbers of norm {document['genome_norm']:.3f}, sha256 {document['genome_sha256']}"),
-        ("normalisation", f"sha256 {document['normalisation_sha256']}" if memory.spec.normalisation else "none: raw features"),
+        ("genome", f"{document['genome_size']:,} numbers, norm {document['genome_norm']:.3f}"),
+        ("genome sha256", document["genome_sha256"]),
+        ("normalisation", document["normalisation_sha256"] or "none: raw features"),
+        *((f"origin: {key}", _shown(value)) for key, value in memory.origin.items()),
     ]
-    facts += [(f"origin: {key}", _shown(value)) for key, value in memory.origin.items()]
-    return Answer(document, [grid(("", ""), facts, left=2), _settings_table(settings)])
+    return Answer(document, [facts(pairs), "", *_settings(document["settings"])])
 
 
 def normalisation_hash(normalisation: Normalisation | None) -> str | None:
-    """SHA-256 (hex) of the statistics: the means, then the variances, as JSON writes them; None without any."""
+    """SHA-256 (hex) of the means and variances as JSON writes them, ``[[…], […]]``; None without any."""
     if normalisation is None:
         return None
     return hashlib.sha256(json.dumps([normalisation.mean, normalisation.variance]).encode()).hexdigest()
 
 
-def seconds_by_part(generations: tuple[GenerationRecord, ...]) -> dict[str, float]:
-    """Wall-clock time of all generations together, by what was being done."""
-    totals: dict[str, float] = {}
-    for record in generations:
-        for part, seconds in record.seconds.items():
-            totals[part] = totals.get(part, 0.0) + seconds
-    return totals
+def _settings(settings: Mapping[str, Any]) -> list[RenderableType]:
+    return [grid(("setting", "value"), [(key, _shown(value)) for key, value in settings.items()], left=2)]
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

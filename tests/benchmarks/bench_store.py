@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.fitness import GenerationFitness
+from orchestrator.schemas import CANDIDATES as CANDIDATES_SCHEMA
 from orchestrator.store import Store
 from workers.unit import ScoredUnit
 
@@ -53,10 +54,10 @@ def scored_unit(task: str, example: int) -> ScoredUnit:
 
 
 def timed(what: str, action: Callable[[], object]) -> None:
-    """Run ``action`` and print its wall-clock time."""
-    start = time.perf_counter()
+    """Run ``action`` and print its wall-clock time, and the CPU time that tells how busy the machine was otherwise."""
+    start, cpu_start = time.perf_counter(), time.process_time()
     action()
-    print(f"{what:<42} {time.perf_counter() - start:7.3f} s")
+    print(f"{what:<42} {time.perf_counter() - start:7.3f} s ({time.process_time() - cpu_start:.3f} s of CPU)")
 
 
 def megabytes(folder: Path) -> float:
@@ -69,7 +70,7 @@ def main() -> None:
     units = [scored_unit(task, example) for task in TASKS for example in range(EXAMPLES)]
     rng = np.random.default_rng(0)
     genomes = rng.standard_normal((CANDIDATES, GENOME)).astype(np.float32)
-    fitness = GenerationFitness(*rng.random((5, CANDIDATES)))
+    fitness = GenerationFitness(**{name: rng.random(CANDIDATES) for name in CANDIDATES_SCHEMA.names[2:]}, by_task={})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = Store(folder)

@@ -1,6 +1,6 @@
 """Evolve with several seeds and print one table over them: ``python -m tests.benchmarks.seeds --seeds 0 1 2``.
 
-Every run is an ordinary ``namm evolve`` in ``runs/PRESET-seedN``; finished or interrupted ones are taken up, not repeated.
+Every run is an ordinary ``namm evolve`` in ``runs/PRESET-seedN``; finished or interrupted ones are taken up.
 Cells are the median over the seeds, then the lowest and the highest.
 """
 
@@ -31,7 +31,8 @@ def table(summaries: list[dict[str, Any]]) -> list[str]:
     for summary in summaries:
         for row in summary["table"]:
             groups.setdefault((row["length"], row["name"]), []).append(row)
-    lines = ["| tokens | memory | exact | graded | of full | kept | mean KB | peak KB |", "|---:|---|---|---|---|---|---:|---:|"]
+    lines = ["| tokens | memory | exact | graded | of full | kept | mean KB | peak KB |"]
+    lines.append("|---:|---|---|---|---|---|---:|---:|")
     for (length, name), rows in sorted(groups.items(), key=lambda item: (item[0][0], _place(item[0][1], item[1]))):
         cells = [_spread([row[key] for row in rows], form) for key, form in CELLS]
         sizes = [f"{statistics.median(row[key] for row in rows) / 1024:,.0f}" for key in ("mean_bytes", "peak_bytes")]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tests.conformance.cases import Mismatch, check_case
+from tests.conformance.cases import MismatchError, check_case
 from tests.conformance.substeps import CHECKS
 
 Check = tuple[str, Callable[[], str]]
@@ -26,7 +26,7 @@ def report(name: str, check: Callable[[], str]) -> bool:
     """Run one check and print its line."""
     try:
         print(f"pass  {name:28} {check()}", flush=True)
-    except (Mismatch, KeyError, ValueError, OSError) as error:
+    except (MismatchError, KeyError, ValueError, OSError) as error:
         print(f"FAIL  {name:28} {type(error).__name__}: {error}", flush=True)
         return False
     return True

@@ -28,7 +28,7 @@ SCORE_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 1e-4
 
 
-class Mismatch(Exception):
+class MismatchError(Exception):
     """What differs, in one line."""
 
 
@@ -36,19 +36,19 @@ def require_equal(name: str, ours: Any, golden: Any) -> None:
     """Exact equality of two integer arrays, shapes included."""
     ours, golden = np.asarray(ours), np.asarray(golden)
     if ours.shape != golden.shape:
-        raise Mismatch(f"{name}: shape {ours.shape}, golden {golden.shape}")
+        raise MismatchError(f"{name}: shape {ours.shape}, golden {golden.shape}")
     if not np.array_equal(ours, golden):
-        raise Mismatch(f"{name}: {np.count_nonzero(ours != golden)} of {golden.size} entries differ")
+        raise MismatchError(f"{name}: {np.count_nonzero(ours != golden)} of {golden.size} entries differ")
 
 
 def require_close(name: str, ours: Any, golden: Any, tolerance: float) -> float:
     """Largest difference, relative to the golden magnitude where that is above 1; an error above ``tolerance``."""
     ours, golden = np.asarray(ours, dtype=np.float64), np.asarray(golden, dtype=np.float64)
     if ours.shape != golden.shape:
-        raise Mismatch(f"{name}: shape {ours.shape}, golden {golden.shape}")
+        raise MismatchError(f"{name}: shape {ours.shape}, golden {golden.shape}")
     error = float((np.abs(ours - golden) / np.maximum(np.abs(golden), 1.0)).max(initial=0.0))
     if not error <= tolerance:
-        raise Mismatch(f"{name}: off by {error:.2e}, allowed {tolerance:.0e}")
+        raise MismatchError(f"{name}: off by {error:.2e}, allowed {tolerance:.0e}")
     return error
 
 
@@ -168,7 +168,7 @@ def check_statistics(case: Case) -> None:
 
 
 def check_case(folder: Path) -> str:
-    """Run one case; returns what was compared, raises :class:`Mismatch`."""
+    """Run one case; returns what was compared, raises :class:`MismatchError`."""
     case = Case.load(folder)
     memory = case.memory()
     recorder = Recorder(memory)

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from orchestrator import published_cma
 from orchestrator.config import FitnessSettings
 from orchestrator.fitness import FullCacheScores, losses
-from tests.conformance.cases import SCORE_TOLERANCE, Mismatch, require_close, require_equal
+from tests.conformance.cases import SCORE_TOLERANCE, require_close, require_equal
 from workers.language_model import ntk_rope_theta
 from workers.memory import features
 from workers.memory.scorer import importances, unfold_genomes

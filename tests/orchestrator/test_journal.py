@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import RunFolderError, StorageError
 from orchestrator.files import write_json_atomic
-from orchestrator.journal import GenerationRecord, Journal, read_journal
+from orchestrator.journal import GenerationRecord, Journal, read_journal, require_same_run
 
 CONFIG: dict[str, Any] = {"seed": 0, "search": {"population": 8, "generations": 4}, "tasks": [{"length": 256}]}
 
@@ -96,7 +96,17 @@ def test_another_configuration_is_refused_with_what_differs_and_its_former_value
         f"{tmp_path} holds a run with other settings: search.population (was 8), seed (was 0), tasks.0.length (was 256)"
         " changed; start a new run folder, or go back to the former values"
     )
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    with pytest.raises(RunFolderError, match=r"search.population \(was 8\)"):
+        require_same_run(tmp_path, "other", changed)
+    require_same_run(tmp_path, "hash", CONFIG)
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
     opened(tmp_path).close()
+
+
+def test_any_configuration_fits_a_folder_without_a_run(tmp_path: Path) -> None:
+    require_same_run(tmp_path / "new", "hash", CONFIG)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_settings_that_leave_the_trajectory_alone_may_change_and_are_kept_with_the_attempt(tmp_path: Path) -> None:
@@ -194,6 +204,13 @@ def test_json_files_are_replaced_whole_and_keep_their_floats(tmp_path: Path) -> 
         write_json_atomic(path, value)
     assert json.loads(path.read_text()) == {"loss": 0.30000000000000004}
     assert [entry.name for entry in path.parent.iterdir()] == ["summary.json"]
+
+
+def test_what_a_killed_driver_left_half_written_is_swept_away(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    (tmp_path / ".summary.json.0123abcd.tmp").write_text('{"tab')
+    opened(tmp_path).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["driver.lock", "journal.jsonl"]
 
 
 # Two drivers

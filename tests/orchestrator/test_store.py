@@ -11,7 +11,6 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,7 @@ from hypothesis.extra import numpy as hnp
 
 from orchestrator import schemas
 from orchestrator.errors import RunFolderError, StorageError
+from orchestrator.fitness import GenerationFitness
 from orchestrator.store import Store
 from workers.unit import FULL_CACHE_PASS, FeatureStatistics, ScoredUnit
 
@@ -59,9 +59,9 @@ def scored_unit(
     )
 
 
-def candidate_columns(population: int = 4) -> SimpleNamespace:
+def generation_fitness(population: int = 4) -> GenerationFitness:
     rng = np.random.default_rng(7)
-    return SimpleNamespace(**{name: rng.random(population) for name in schemas.CANDIDATES.names[2:]})
+    return GenerationFitness(**{name: rng.random(population) for name in schemas.CANDIDATES.names[2:]}, by_task={})
 
 
 def bits(value: object) -> object:
@@ -90,7 +90,7 @@ def test_a_unit_comes_back_as_it_was_put_before_and_after_its_generation_is_comp
     assert bits(store.get_unit(plain.key)) == bits(plain)
     assert bits(store.get_unit(measured.key)) == bits(measured)
 
-    store.commit_generation(0, np.zeros((4, 5), np.float32), candidate_columns())
+    store.commit_generation(0, np.zeros((4, 5), np.float32), generation_fitness())
 
     assert list((tmp_path / "units").iterdir()) == []
     for reader in (store, Store(tmp_path)):
@@ -128,7 +128,7 @@ def test_any_score_and_any_statistic_keeps_its_bits(
 @given(genomes=hnp.arrays(np.uint32, (3, 11)))
 def test_any_genome_keeps_its_bits(genomes: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> None:
     store = Store(tmp_path_factory.mktemp("run"))
-    store.commit_generation(5, genomes.view(np.float32), candidate_columns(3))
+    store.commit_generation(5, genomes.view(np.float32), generation_fitness(3))
     column = store.table("genomes").column("genome").combine_chunks()
     assert column.type == pa.list_(pa.float32(), 11)
     assert column.flatten().to_numpy().tobytes() == genomes.tobytes()
@@ -152,8 +152,8 @@ def test_tables_hold_every_number_of_every_unit_once_and_in_order_of_keys(tmp_pa
     for unit in units:
         store.put_unit(unit)
     genomes = np.arange(20, dtype=np.float32).reshape(4, 5)
-    columns = candidate_columns()
-    store.commit_generation(0, genomes, columns)
+    fitness = generation_fitness()
+    store.commit_generation(0, genomes, fitness)
 
     units.sort(key=lambda unit: unit.key)
     evaluations, evictions = store.table("evaluations"), store.table("evictions")
@@ -175,7 +175,7 @@ def test_tables_hold_every_number_of_every_unit_once_and_in_order_of_keys(tmp_pa
         "seen_tokens": units[1].seen_tokens[1],
         "held_tokens": units[1].held_tokens[1, 2, 1],
     }
-    assert store.table("candidates").column("loss").to_pylist() == columns.loss.tolist()
+    assert store.table("candidates").column("loss").to_pylist() == fitness.loss.tolist()
     assert store.table("genomes").column("genome").to_pylist() == genomes.tolist()
     assert store.table("units").column("seconds").to_pylist() == [unit.seconds for unit in units]
 
@@ -225,7 +225,7 @@ def test_before_the_first_generation_a_table_is_empty_but_has_its_columns(name: 
 def test_every_column_says_what_it_means_and_every_file_its_version(name: str, tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put_unit(scored_unit())
-    store.commit_generation(0, np.zeros((4, 5), np.float32), candidate_columns())
+    store.commit_generation(0, np.zeros((4, 5), np.float32), generation_fitness())
     schema = pq.read_table(tmp_path / "tables" / name).schema
     assert schema.metadata[schemas.VERSION_KEY] == b"1"
     for field in schema:
@@ -320,7 +320,7 @@ def drive(folder: Path) -> None:
     for unit in UNITS_TO_DRIVE:
         if store.get_unit(unit.key) is None:
             store.put_unit(unit)
-    store.commit_generation(0, np.ones((4, 5), np.float32), candidate_columns())
+    store.commit_generation(0, np.ones((4, 5), np.float32), generation_fitness())
     if store.get_unit(LATER_UNIT.key) is None:
         store.put_unit(LATER_UNIT)
     store.commit_units(0)
@@ -375,7 +375,7 @@ def test_a_unit_that_was_put_is_never_scored_again_whatever_happens_to_its_compa
             store.put_unit(unit)
         disk.steps, disk.fail_at = 0, step
         try:
-            store.commit_generation(0, np.ones((4, 5), np.float32), candidate_columns())
+            store.commit_generation(0, np.ones((4, 5), np.float32), generation_fitness())
         except Killed:
             pass
         else:
@@ -393,7 +393,7 @@ DRIVER = """
     from pathlib import Path
     import numpy as np
     from orchestrator.store import Store
-    from tests.orchestrator.test_store import candidate_columns, scored_unit
+    from tests.orchestrator.test_store import generation_fitness, scored_unit
 
     store = Store(Path(sys.argv[1]))
     for generation in range(1000):
@@ -402,7 +402,7 @@ DRIVER = """
             if store.get_unit(unit.key) is None:
                 store.put_unit(unit)
                 print(unit.key, flush=True)
-        store.commit_generation(generation, np.ones((8, 5), np.float32), candidate_columns(8))
+        store.commit_generation(generation, np.ones((8, 5), np.float32), generation_fitness(8))
 """
 
 

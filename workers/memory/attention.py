@@ -117,7 +117,9 @@ def memory_attention(
     """Attention over what the layer holds; signature as transformers' attention functions have it."""
     layer = take_staged_layer(key)
     if attention_mask is not None:
-        raise UnsupportedUseError("a cache that forgets takes no 4-D attention mask: it knows who sees whom by position")
+        raise UnsupportedUseError(
+            "a cache that forgets takes no 4-D attention mask: it knows who sees whom by position"
+        )
     if kwargs.get("s_aux") is not None:
         raise UnsupportedUseError(f"{type(module).__name__} uses attention sinks (s_aux), which no memory supports yet")
     options = AttentionOptions(

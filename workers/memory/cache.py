@@ -59,7 +59,7 @@ class MemoryLayer(CacheLayerMixin):
 
     def take_up(self, slots: Slots, seen_tokens: int) -> Slots:
         """After the attention of a block: update if one is due, and account for the bytes."""
-        self.cache.meter.appended(self, slots, seen_tokens - self.seen_tokens)
+        self.cache.meter.appended(slots, seen_tokens - self.seen_tokens)
         self.seen_tokens = seen_tokens
         return self.evict(slots) if self.is_due else slots
 
@@ -70,7 +70,7 @@ class MemoryLayer(CacheLayerMixin):
         if self.cache.listener is not None:
             self.cache.listener(view, decision)
         kept = slots.select(decision.keep)
-        self.cache.meter.evicted(self, slots, kept)
+        self.cache.meter.evicted(slots, kept)
         return kept
 
     @property
@@ -166,7 +166,7 @@ class Meter:
     area: Tensor | None = None
     """int64 ``[B]``: sum over the tokens read of the bytes held after each."""
 
-    def appended(self, layer: MemoryLayer, slots: Slots, new_tokens: int) -> None:
+    def appended(self, slots: Slots, new_tokens: int) -> None:
         """``new_tokens`` were appended; ``slots`` holds them already."""
         rows, heads = slots.positions.shape[:2]
         token_bytes = _token_bytes(slots)
@@ -182,7 +182,7 @@ class Meter:
         # Bytes of this layer after each new token: before + 1, before + 2, … tokens in every head.
         self.area = self.area + new_tokens * (held - grown) + heads * token_bytes * new_tokens * (new_tokens + 1) // 2
 
-    def evicted(self, layer: MemoryLayer, before: Slots, after: Slots) -> None:
+    def evicted(self, before: Slots, after: Slots) -> None:
         """``before`` became ``after`` at the newest token."""
         assert self.now is not None
         assert self.area is not None

@@ -28,7 +28,8 @@ class Heuristic(Memory):
 
     def budget(self, view: LayerView) -> Tensor:
         """Integer ``[H]``: tokens that each head of the layer may hold after an update."""
-        return self._budget[view.layer].to(view.positions.device)
+        budget: Tensor = self._budget[view.layer].to(view.positions.device)
+        return budget
 
     @abstractmethod
     def importance(self, view: LayerView) -> Tensor:
@@ -55,8 +56,8 @@ class L2Norm(Heuristic):
     """Keys of small norm attract attention (arXiv 2406.11430)."""
 
     def importance(self, view: LayerView) -> Tensor:
-        """Minus the key's norm."""
-        return -view.keys.float().norm(dim=-1)
+        """Minus the squared norm of the key: the same order as by the norm."""
+        return view.keys.float().square().sum(dim=-1).neg()
 
 
 class Random(Heuristic):

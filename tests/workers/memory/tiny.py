@@ -65,6 +65,10 @@ def tiny_model(name: str = "llama", implementation: str = "eager", seed: int = 0
     else:
         model = Qwen3ForCausalLM(Qwen3Config(**common))
     model.generation_config.pad_token_id = 0
+    with torch.no_grad():
+        for parameter_name, weight in model.named_parameters():
+            if "norm" in parameter_name:  # with weights of one, all keys of Qwen3 have the same norm: nothing but ties
+                weight.mul_(1.0 + 0.3 * torch.randn(weight.shape))
     return model.eval()
 
 

@@ -1,0 +1,230 @@
+"""The commands of ``namm``, their options, and the help that teaches them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from orchestrator.errors import NammError
+from workers.memory.specs import RivalName
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Understand the arguments; settings (``key=value``) may stand anywhere, before, between and after options."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or "words" not in arguments]
+    if unknown:
+        parser.error(f"unknown argument: {unknown[0]}")
+    arguments.words = [*getattr(arguments, "words", ()), *rest]
+    return arguments
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = _Parser(
+        prog="namm",
+        description="Evolve Neural Attention Memory Models: small networks that decide, for every layer and KV head\n"
+        "of a frozen transformer, which tokens its KV cache keeps.",
+        epilog="Begin with:\n"
+        "  namm evolve                                        about three minutes on two cores\n"
+        "  namm inspect runs/small-seed0                      where the run stands, also while it is alive\n"
+        "  namm evaluate runs/small-seed0 --lengths 256,512   on held-out documents, beside its rivals\n"
+        "  namm generate runs/small-seed0/champion --prompt prompt.txt\n\n"
+        "namm COMMAND --help says more about each.",
+    )
+    parser.add_argument("--version", action="version", version=f"namm {metadata.version('namm-orchestrator')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_evolve, _add_resume, _add_evaluate, _add_generate, _add_inspect):
+        add(commands)
+    return parser
+
+
+DEBUG_VARIABLE = "NAMM_DEBUG"
+"""Environment variable that does what ``--debug`` does, and lets the warnings of libraries through."""
+
+_Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+SETTINGS_HELP = "settings that differ from the preset's, by dotted key, like search.population=8 or tasks.0.length=512"
+
+
+def _add_evolve(commands: _Commands[_Parser]) -> None:
+    parser = commands.add_parser(
+        "evolve",
+        help="evolve a memory, or go on with an interrupted run",
+        description="Evolve a memory and compare it with the full cache and its rivals on held-out examples.\n"
+        "A run that was interrupted in the same folder is resumed; it ends with the very same memory.",
+        epilog="Examples:\n"
+        "  namm evolve\n"
+        "  namm evolve small search.generations=10 seed=3 --run runs/first\n"
+        "  namm evolve my-run.yaml cluster.address=auto cluster.workers=8   on a Ray cluster that is there already\n"
+        "  namm evolve small cluster.address=in-process                     without Ray, to debug\n\n"
+        f"Presets:\n{_presets()}\n\n"
+        "A file of your own may begin with `extends: small` and name only what differs. An unknown key is answered\n"
+        "with the known ones.",
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="PRESET|FILE.yaml key=value",
+        help=f"a preset or a YAML file (default: small), then {SETTINGS_HELP}",
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        dest="run_folder",
+        metavar="FOLDER",
+        help="run folder (default: runs/<preset>-seed<seed>)",
+    )
+    _add_modes(parser, quiet="print only the final table", command="evolve")
+
+
+def _add_resume(commands: _Commands[_Parser]) -> None:
+    parser = commands.add_parser(
+        "resume",
+        help="go on with a run, with the settings that it was started with",
+        description="Go on with the run in a folder, from its journal alone. Settings that do not decide the\n"
+        "trajectory may differ (cluster, tracking, evaluation, search.generations); others need a new run folder.",
+        epilog="Examples:\n"
+        "  namm resume runs/small-seed0\n"
+        "  namm resume runs/small-seed0 --generations 80 cluster.workers=4",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the run folder")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="settings that differ from the run's")
+    parser.add_argument("--generations", type=_count, metavar="N", help="evolve up to this many generations in all")
+    parser.add_argument(
+        "--takeover", action="store_true", help="go on although another driver may still be at work on the run"
+    )
+    _add_modes(parser, quiet="print only the final table", command="resume")
+
+
+def _add_evaluate(commands: _Commands[_Parser]) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="score a saved memory, or a rival, on held-out examples",
+        description="Score a saved memory beside the full cache and its rivals, which hold as many bytes as it does;\n"
+        "or one rival alone beside the full cache. Nothing is written but the file of --output.",
+        epilog="Examples:\n"
+        "  namm evaluate runs/small-seed0                                   with the run's own settings\n"
+        "  namm evaluate runs/small-seed0/champion --lengths 256,1024 --examples 32 --rivals h2o,recent\n"
+        "  namm evaluate h2o --kept-ratio 0.4 --output h2o.json\n"
+        "  namm evaluate full",
+    )
+    parser.add_argument(
+        "what",
+        metavar="WHAT",
+        help=f"folder of a saved memory, a run folder (its champion), or a rival: {', '.join(get_args(RivalName))}",
+    )
+    parser.add_argument("words", nargs="*", metavar="key=value", help=SETTINGS_HELP)
+    parser.add_argument(
+        "--preset",
+        "--config",
+        metavar="PRESET|FILE.yaml",
+        help="model, tasks and cluster to use (default: the run's own for a run folder, else small)",
+    )
+    parser.add_argument("--lengths", metavar="N,N", help="lengths of the documents in tokens (evaluation.lengths)")
+    parser.add_argument("--examples", type=_count, metavar="N", help="held-out examples per task (examples.heldout)")
+    parser.add_argument("--rivals", metavar="NAME,NAME|none", help="rivals to compare with (evaluation.rivals)")
+    parser.add_argument(
+        "--kept-ratio",
+        type=_ratio,
+        metavar="RATIO",
+        help="for a rival alone: tokens held in the end / tokens seen (default: 0.25)",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON document here as well")
+    _add_modes(parser, quiet="show no progress", command="evaluate")
+
+
+def _add_generate(commands: _Commands[_Parser]) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="complete a prompt under a memory, and show what of it was kept",
+        description="Complete a prompt greedily under a saved memory. Shows how many tokens each KV head holds in\n"
+        "the end, the bytes held beside those of the full cache, and the prompt with its forgotten tokens marked.",
+        epilog="Examples:\n"
+        "  namm generate runs/small-seed0/champion --prompt prompt.txt\n"
+        "  cat prompt.txt | namm generate runs/small-seed0/champion --show completion\n"
+        "  namm generate full --prompt prompt.txt --max-new-tokens 4",
+    )
+    parser.add_argument("memory", metavar="MEMORY", help="folder of a saved memory, or full for the full cache")
+    parser.add_argument(
+        "--model",
+        help="small-llama, a folder in Hugging Face format, or a hub id with its commit, ID@COMMIT "
+        "(default: the one that the memory was evolved on)",
+    )
+    parser.add_argument("--device", default="cpu", help="torch device")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
+    parser.add_argument("--prompt", default="-", metavar="FILE", help="text to complete; - reads standard input")
+    parser.add_argument("--max-new-tokens", type=_count, default=32, metavar="N", help="most tokens to decode")
+    parser.add_argument("--show", choices=("kept", "completion"), default="kept", help="completion: the bare text")
+    _add_modes(parser, quiet=None, command="generate")
+
+
+def _add_inspect(commands: _Commands[_Parser]) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="say where a run stands, or what a saved memory is",
+        description="Say where a run stands, from its journal alone, also while it is alive; or what a memory is.",
+        epilog="Examples:\n  namm inspect runs/small-seed0\n  namm inspect runs/small-seed0/champion --json",
+    )
+    parser.add_argument("what", metavar="RUN|MEMORY", help="a run folder, or the folder of a saved memory")
+    _add_modes(parser, quiet=None, command="inspect")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are told in one line; nothing may be abbreviated, so that options can be added later."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(NammError.exit_code, f"namm: error: {message}; {self.prog} --help says what there is\n")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        has_default = action.option_strings and action.default not in (None, False, argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if has_default else action.help or ""
+
+
+def _add_modes(parser: argparse.ArgumentParser, *, quiet: str | None, command: str) -> None:
+    """What all commands share; ``quiet`` is for those that take long."""
+    if quiet:
+        parser.add_argument("--quiet", action="store_true", help=quiet)
+    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser.add_argument(
+        "--debug", action="store_true", help=f"show the traceback of an error as well (also {DEBUG_VARIABLE}=1)"
+    )
+    parser.set_defaults(command=command)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1: got {text!r}")
+    return int(text)
+
+
+def _ratio(text: str) -> float:
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = math.nan
+    if not 0.0 < ratio <= 1.0:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1: got {text!r}")
+    return ratio
+
+
+def _presets() -> str:
+    """The shipped presets with the first sentence of their comments."""
+    lines = []
+    for file in sorted((resources.files("deploy") / "presets").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".yaml"):
+            first_line = file.read_text(encoding="utf-8").partition("\n")[0]
+            lines.append(f"  {file.name.removesuffix('.yaml'):<12} {first_line.removeprefix('# ')}")
+    return "\n".join(lines)

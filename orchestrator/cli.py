@@ -1,0 +1,188 @@
+"""The ``namm`` command, also ``python -m orchestrator``: arguments in, an exit code out; ``commands`` does the work.
+
+Results go to standard output, progress and messages to standard error. Exit codes: 0; 2 when the user can mend the
+cause, told in one line; 1 when the run itself failed; 130 and 143 when interrupted (Ctrl-C, SIGTERM).
+
+Libraries are imported by the commands that need them, so that ``--help`` and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from orchestrator.arguments import DEBUG_VARIABLE, parse
+from orchestrator.errors import NammError
+from tasks.errors import TaskError
+from workers.errors import ModelError
+from workers.memory.errors import MemoryFileError, UnsupportedUseError
+
+if TYPE_CHECKING:
+    from orchestrator.terminal import Answer
+
+EXPECTED_ERRORS = (NammError, ModelError, MemoryFileError, UnsupportedUseError, TaskError)
+"""What is told in one line; anything else is a fault of ours and keeps its traceback."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: arguments without the program's name; None for those of the process.
+
+    Raises:
+        SystemExit: after ``--help`` and ``--version`` (0) and for arguments that cannot be understood (2).
+    """
+    arguments = parse(argv)
+    try:
+        with _quiet_libraries(), _sigterm_interrupts(), redirect_stdout(sys.stderr):
+            answer = COMMANDS[arguments.command](arguments)
+    except EXPECTED_ERRORS as error:
+        if arguments.debug or os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        print(f"namm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code if isinstance(error, NammError) else NammError.exit_code
+    except KeyboardInterrupt as interruption:
+        print("; ".join(("namm: interrupted", *getattr(interruption, "__notes__", ()))), file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(interruption, _Terminated) else signal.SIGINT)
+    return _say(answer, as_json=arguments.json)
+
+
+def _evolve(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.evolve import evolve
+
+    has_preset = bool(arguments.words) and "=" not in arguments.words[0]
+    return evolve(
+        preset=arguments.words[0] if has_preset else "small",
+        overrides=arguments.words[has_preset:],
+        folder=arguments.run_folder,
+        quiet=arguments.quiet or arguments.json,
+    )
+
+
+def _resume(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.evolve import resume
+
+    return resume(
+        folder=arguments.folder,
+        overrides=[*arguments.words, *_settings(search__generations=arguments.generations)],
+        takeover=arguments.takeover,
+        quiet=arguments.quiet or arguments.json,
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.evaluate import evaluate
+
+    options = _settings(
+        evaluation__lengths=_list(arguments.lengths),
+        evaluation__rivals=_list(arguments.rivals),
+        examples__heldout=arguments.examples,
+    )
+    return evaluate(
+        arguments.what,
+        preset=arguments.preset,
+        overrides=[*arguments.words, *options],
+        kept_ratio=arguments.kept_ratio,
+        output=arguments.output,
+        quiet=arguments.quiet or arguments.json,
+    )
+
+
+def _generate(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.generate import generate
+
+    return generate(
+        arguments.memory,
+        model=arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        prompt=arguments.prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        show=arguments.show,
+    )
+
+
+def _inspect(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.inspect import inspect
+
+    return inspect(arguments.what)
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], Answer]] = {
+    "evolve": _evolve,
+    "resume": _resume,
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "inspect": _inspect,
+}
+
+
+def _list(text: str | None) -> str | None:
+    """A list as YAML has it, from ``a,b`` or ``none``."""
+    if text is None:
+        return None
+    return f"[{'' if text == 'none' else text}]"
+
+
+def _settings(**values: object) -> list[str]:
+    """Overrides from options that were given; ``a__b`` stands for the key ``a.b``."""
+    return [f"{name.replace('__', '.')}={value}" for name, value in values.items() if value is not None]
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came: what a cluster manager sends before it kills."""
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, through every ``finally``."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Warnings of libraries are for us, not for users; ``NAMM_DEBUG=1`` shows them."""
+    with warnings.catch_warnings():
+        if not os.environ.get(DEBUG_VARIABLE):
+            warnings.simplefilter("ignore")
+        yield
+
+
+def _say(answer: Answer, *, as_json: bool) -> int:
+    from orchestrator.terminal import render
+
+    text = f"{json.dumps(answer.document, indent=2)}\n" if as_json else render(answer.parts, sys.stdout)
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read us has seen enough. Python flushes once more at exit, and must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return 0

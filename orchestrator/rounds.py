@@ -1,0 +1,218 @@
+"""What a fleet is, the round that all fleets share, and the simplest fleet: one worker in this process."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from orchestrator.dispatch import (
+    Command,
+    Dispatch,
+    Event,
+    Finished,
+    Quarantine,
+    Replace,
+    Score,
+    UnitFailed,
+    UnitScored,
+    Worker,
+    WorkerReady,
+)
+from orchestrator.errors import FleetError, UnitQuarantinedError
+from workers.unit import ScoredUnit, Unit
+
+_logger = logging.getLogger(__name__)
+
+
+class Scorer(Protocol):
+    """What a worker holds: a model, loaded once."""
+
+    def score(self, unit: Unit) -> ScoredUnit:
+        """Score a unit; the result depends on the unit alone."""
+        ...
+
+
+class WorkerRecipe(Protocol):
+    """A plain, picklable value that says what a worker holds; built inside the worker."""
+
+    def build(self) -> Scorer:
+        """Load what is needed; also the place to set the number of threads."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStats:
+    """What became of a fleet so far."""
+
+    workers: int
+    """Workers alive and loaded, as far as is known."""
+    deaths: int
+    """Workers lost since the fleet was entered."""
+    retries: int
+    """Times that a unit was sent out again."""
+
+
+class Fleet(Protocol):
+    """Workers that persist over many rounds of units, within a ``with``."""
+
+    def __enter__(self) -> Self:
+        """Start the workers; they load in the background."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop the workers."""
+        ...
+
+    def score(self, units: Sequence[Unit]) -> Iterator[ScoredUnit]:
+        """Score every unit once; gives them in order of arrival.
+
+        Raises:
+            FleetError: no worker can be built.
+            UnitQuarantinedError: a unit was set aside; raised when all others are scored and given.
+        """
+        ...
+
+    def stats(self) -> FleetStats:
+        """What became of the fleet so far."""
+        ...
+
+
+class DispatchedFleet(ABC):
+    """The loop that fleets share: report an event to dispatch, do what it says."""
+
+    def __init__(self, num_workers: int, attempts_per_unit: int) -> None:
+        self._num_workers = num_workers
+        self._attempts_per_unit = attempts_per_unit
+        self._num_retries = 0
+
+    def score(self, units: Sequence[Unit]) -> Iterator[ScoredUnit]:
+        """As ``Fleet.score``."""
+        if not units:
+            return
+        by_key = {unit.key: unit for unit in units}
+        dispatch = Dispatch(
+            [unit.key for unit in units], num_workers=self._num_workers, attempts_per_unit=self._attempts_per_unit
+        )
+        past_retries = self._num_retries
+        quarantined: list[Quarantine] = []
+        is_finished = False
+        self._begin_round()
+        while not is_finished:
+            event, scored = self._next_event()
+            # New work goes out before the caller sees the result: it may take its time to store it.
+            for command in dispatch.handle(event):
+                self._obey(command, by_key, quarantined)
+                is_finished = is_finished or isinstance(command, Finished)
+            self._num_retries = past_retries + dispatch.num_retries
+            if scored is not None:
+                yield scored
+        if quarantined:
+            raise UnitQuarantinedError(quarantined[0].key, quarantined[0].story)
+
+    def _obey(self, command: Command, by_key: dict[str, Unit], quarantined: list[Quarantine]) -> None:
+        match command:
+            case Score(worker, key):
+                self._send(worker, by_key[key])
+            case Replace(worker):
+                _logger.warning("worker %d was lost; starting another in its place", worker)
+                self._replace(worker)
+            case Quarantine(key, story):
+                _logger.error("unit %s was set aside: %s", key, "; ".join(story))
+                quarantined.append(command)
+            case Finished():
+                pass
+
+    @abstractmethod
+    def _begin_round(self) -> None:
+        """Forget the former round; let every worker alive report that it is ready."""
+
+    @abstractmethod
+    def _next_event(self) -> tuple[Event, ScoredUnit | None]:
+        """Wait for something to happen; with the scored unit if it is a ``UnitScored``."""
+
+    @abstractmethod
+    def _send(self, worker: Worker, unit: Unit) -> None:
+        """Send a unit to a worker, behind those that it has."""
+
+    @abstractmethod
+    def _replace(self, worker: Worker) -> None:
+        """Start a worker in the place of a lost one."""
+
+
+class InProcessFleet(DispatchedFleet):
+    """One worker inside this process: for tests, for debugging, and for machines where Ray cannot run."""
+
+    def __init__(self, recipe: WorkerRecipe, attempts_per_unit: int = 2) -> None:
+        """Remember what to build.
+
+        Args:
+            recipe: says what the worker holds.
+            attempts_per_unit: times that scoring a unit may raise before it is set aside.
+        """
+        super().__init__(num_workers=1, attempts_per_unit=attempts_per_unit)
+        self._recipe = recipe
+        self._scorer: Scorer | None = None
+        self._queue: deque[Unit] = deque()
+        self._is_ready = False
+
+    def __enter__(self) -> Self:
+        """Nothing to start: the worker loads when it is first needed."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let go of the model."""
+        self._scorer = None
+
+    def stats(self) -> FleetStats:
+        """As ``Fleet.stats``."""
+        return FleetStats(workers=int(self._scorer is not None), deaths=0, retries=self._num_retries)
+
+    def _begin_round(self) -> None:
+        self._queue.clear()
+        self._is_ready = False
+
+    def _next_event(self) -> tuple[Event, ScoredUnit | None]:
+        if self._scorer is None:
+            self._scorer = _built(self._recipe)
+        if not self._is_ready:
+            self._is_ready = True
+            return WorkerReady(0), None
+        unit = self._queue.popleft()
+        try:
+            scored = self._scorer.score(unit)
+        except Exception as error:
+            _logger.warning("unit %s failed", unit.key, exc_info=True)
+            return UnitFailed(0, unit.key, told(error)), None
+        return UnitScored(0, unit.key), scored
+
+    def _send(self, worker: Worker, unit: Unit) -> None:  # noqa: ARG002
+        self._queue.append(unit)
+
+    def _replace(self, worker: Worker) -> None:
+        raise AssertionError(f"worker {worker} is this very process and cannot have been lost")
+
+
+def _built(recipe: WorkerRecipe) -> Scorer:
+    try:
+        return recipe.build()
+    except Exception as error:
+        raise cannot_build(error) from error
+
+
+def cannot_build(error: BaseException) -> FleetError:
+    """The recipe itself does not work: another worker would fare no better."""
+    return FleetError(f"no worker can be built: {told(error)}")
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

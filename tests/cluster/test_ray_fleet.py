@@ -1,0 +1,251 @@
+"""Real Ray: one cluster for the module, one more that a driver starts by itself."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from orchestrator.config import ClusterSettings, UnitSettings
+from orchestrator.errors import FleetError, UnitQuarantinedError
+from orchestrator.fleet import InProcessFleet, RayFleet
+from orchestrator.units import plan_units
+from tests.orchestrator import recipes, scored
+from tests.orchestrator.recipes import BrokenRecipe, FakeRecipe, attempts
+from workers.memory.specs import RivalSpec
+from workers.unit import ScoredUnit
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+COUNT = 24
+HEAD_CPUS = 2
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of one machine, joined by this process; machines can be added."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    for module in (recipes, scored):  # tests are not installed in workers: their classes travel with the recipe
+        ray.cloudpickle.register_pickle_by_value(module)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": HEAD_CPUS, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def settings(cluster):
+    return ClusterSettings(address=cluster.address, workers=2, cpus_per_worker=0.25)
+
+
+def units(generation=0, count=COUNT):
+    return plan_units(
+        generation=generation,
+        memory_name="namm",
+        memory=RivalSpec(name="full"),
+        genomes=np.arange(16, dtype=np.float32).reshape(4, 4),
+        examples={"qa": tuple(range(count))},
+        split="train",
+        settings=UnitSettings(candidates_per_unit=4, examples_per_unit=1),
+    )
+
+
+def same(some, others):
+    """Whether two rounds gave the same units with the same content, in whatever order."""
+
+    def content(unit):
+        values = [getattr(unit, field.name) for field in dataclasses.fields(ScoredUnit)]
+        return [value.tobytes() if isinstance(value, np.ndarray) else value for value in values]
+
+    return sorted(map(content, some)) == sorted(map(content, others))
+
+
+def in_process(generation=0, count=COUNT):
+    with InProcessFleet(FakeRecipe()) as fleet:
+        return list(fleet.score(units(generation, count)))
+
+
+def loaded_workers(fleet, count):
+    """Wait until that many workers are loaded; only rounds take in news, so play some."""
+    deadline = time.monotonic() + 60
+    while len(fleet.worker_pids()) < count and time.monotonic() < deadline:
+        list(fleet.score(units(count=1)))
+    return fleet.worker_pids()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_results_are_those_of_one_process_with_any_number_of_workers(settings, workers):
+    with RayFleet(FakeRecipe(), dataclasses.replace(settings, workers=workers)) as fleet:
+        for generation in range(2):
+            assert same(fleet.score(units(generation)), in_process(generation))
+        assert fleet.stats().deaths == 0
+
+
+def test_a_worker_killed_in_mid_generation_changes_nothing_but_the_counts(settings):
+    with RayFleet(FakeRecipe(seconds=0.05), settings) as fleet:
+        killed = set(loaded_workers(fleet, 2).values())
+        arriving = fleet.score(units())
+        result = [next(arriving)]
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        result += arriving
+        assert same(result, in_process())
+        assert fleet.stats().deaths == 2
+        assert fleet.stats().retries >= 2
+        assert not killed & set(loaded_workers(fleet, 2).values())
+
+
+def test_a_worker_killed_between_generations_is_replaced_without_blaming_a_unit(settings):
+    with RayFleet(FakeRecipe(), settings) as fleet:
+        for pid in loaded_workers(fleet, 2).values():
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.5)
+        assert same(fleet.score(units()), in_process())
+        assert (fleet.stats().deaths, fleet.stats().retries) == (2, 0)
+
+
+def test_a_unit_that_kills_two_workers_is_set_aside_and_the_rest_is_scored(settings, tmp_path):
+    result = []
+    recipe = FakeRecipe(folder=tmp_path, deadly=(3,))
+    with RayFleet(recipe, settings) as fleet, pytest.raises(UnitQuarantinedError) as caught:
+        result.extend(fleet.score(units()))
+    bad = units()[3].key
+    assert caught.value.key == bad
+    assert len(caught.value.story) == len(attempts(tmp_path, bad)) == 2
+    assert all("was lost: ActorDiedError" in attempt for attempt in caught.value.story)
+    assert same(result, [unit for unit in in_process() if unit.key != bad])
+
+
+def test_a_unit_that_raises_once_is_scored_by_another_worker(settings, tmp_path):
+    with RayFleet(FakeRecipe(folder=tmp_path, raising_once=(5,), seconds=0.02), settings) as fleet:
+        loaded_workers(fleet, 2)
+        assert same(fleet.score(units(generation=1)), in_process(generation=1))
+        assert fleet.stats().deaths == 0
+        assert fleet.stats().retries == 1
+    assert len(attempts(tmp_path, units(generation=1)[5].key)) == 2
+
+
+def test_a_unit_that_raises_twice_is_set_aside_with_what_it_raised(settings):
+    with RayFleet(FakeRecipe(raising=(5,)), settings) as fleet, pytest.raises(UnitQuarantinedError) as caught:
+        list(fleet.score(units()))
+    assert len(caught.value.story) == 2
+    assert all("ArithmeticError: example 5 does not compute" in attempt for attempt in caught.value.story)
+
+
+def test_an_abandoned_round_does_not_leak_into_the_next(settings):
+    with RayFleet(FakeRecipe(seconds=0.05), settings) as fleet:
+        next(fleet.score(units()))
+        assert same(fleet.score(units(generation=1)), in_process(generation=1))
+
+
+def test_a_recipe_that_cannot_be_built_is_told_once(settings):
+    with (
+        RayFleet(BrokenRecipe(), settings) as fleet,
+        pytest.raises(FleetError, match="ValueError: no model in /nowhere"),
+    ):
+        list(fleet.score(units()))
+
+
+def test_workers_that_die_while_loading_are_not_replaced_for_ever(settings):
+    with RayFleet(BrokenRecipe(is_deadly=True), settings) as fleet:
+        with pytest.raises(FleetError, match="workers die while they load, 3 in a row"):
+            list(fleet.score(units()))
+        assert fleet.stats().deaths <= 2 * 3
+
+
+def test_a_fleet_finds_the_running_cluster_by_itself(settings, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with RayFleet(FakeRecipe(), dataclasses.replace(settings, address="auto")) as fleet:
+        assert same(fleet.score(units()), in_process())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"accelerators_per_worker": 2},
+            r"needs 0\.25 CPU and 2 GPU on one machine, but the cluster has 2 CPU and 0 GPU",
+        ),
+        ({"cpus_per_worker": 99}, "needs 99 CPU and 0 GPU"),
+    ],
+    ids=["accelerators", "cpus"],
+)
+def test_a_worker_that_fits_on_no_machine_is_refused_at_the_start(settings, changes, message):
+    start = time.monotonic()
+    with pytest.raises(FleetError, match=message), RayFleet(FakeRecipe(), dataclasses.replace(settings, **changes)):
+        pass
+    assert time.monotonic() - start < 10
+
+
+def test_losing_a_machine_blames_no_unit(cluster, settings):
+    """Both workers fill a machine each; the one whose machine goes is waited for until another machine comes."""
+    machine = cluster.add_node(num_cpus=HEAD_CPUS)
+    filling = dataclasses.replace(settings, cpus_per_worker=HEAD_CPUS)
+    with RayFleet(FakeRecipe(seconds=0.1), filling) as fleet:
+        loaded_workers(fleet, 2)
+        arriving = fleet.score(units())
+        result = [next(arriving)]
+        cluster.remove_node(machine, allow_graceful=False)
+        result += arriving
+        assert same(result, in_process())
+        assert fleet.stats().deaths == 1
+
+
+DRIVER = """
+import os, sys, time
+import numpy as np
+from dataclasses import dataclass
+from orchestrator.config import ClusterSettings
+from orchestrator.fleet import RayFleet
+from orchestrator.units import plan_units
+from orchestrator.config import UnitSettings
+from workers.memory.specs import RivalSpec
+from workers.unit import ScoredUnit
+
+@dataclass(frozen=True)
+class Recipe:
+    def build(self): return self
+    def score(self, unit):
+        time.sleep(600 if unit.examples == (2,) else 0)
+        none = np.zeros(1)
+        return ScoredUnit(unit.key, 0, "m", "t", "train", none, none, none, none, none, none, none, none, none, 0.0)
+
+units = plan_units(generation=0, memory_name="m", memory=RivalSpec(name="full"), genomes=np.zeros((1, 1)),
+                   examples={"t": (0, 1, 2)}, split="train",
+                   settings=UnitSettings(candidates_per_unit=1, examples_per_unit=1))
+with RayFleet(Recipe(), ClusterSettings(workers=2)) as fleet:
+    arriving = fleet.score(units)
+    next(arriving), next(arriving)
+    print(*fleet.worker_pids().values(), flush=True)
+    next(arriving)
+"""
+
+
+def test_a_driver_anywhere_starts_its_own_ray_and_ctrl_c_leaves_nothing_behind(tmp_path):
+    """The interrupt goes to the whole process group, as in a terminal; workers import the installed package."""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        pids = [int(pid) for pid in driver.stdout.readline().split()]
+        assert pids, driver.stderr.read()
+        os.killpg(driver.pid, signal.SIGINT)
+        _, errors = driver.communicate(timeout=30)
+    finally:
+        driver.kill()
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert [line for line in errors.splitlines() if "Error" in line] == []
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)

@@ -1,0 +1,59 @@
+"""Workers without a model, for fleets: what they do to a unit depends on its first example."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.orchestrator.scored import score_unit
+from workers.unit import ScoredUnit, Unit
+
+
+@dataclass(frozen=True)
+class FakeRecipe:
+    """Scores units, slowly if wished, and fails on the examples named."""
+
+    folder: Path | None = None
+    """Where every attempt leaves a file named by unit and process id; None leaves none."""
+    seconds: float = 0.0
+    deadly: tuple[int, ...] = ()
+    raising: tuple[int, ...] = ()
+    raising_once: tuple[int, ...] = ()
+
+    def build(self) -> "FakeScorer":
+        return FakeScorer(self)
+
+
+@dataclass(frozen=True)
+class BrokenRecipe:
+    """Cannot be built: with a message, or by dying."""
+
+    is_deadly: bool = False
+
+    def build(self) -> "FakeScorer":
+        if self.is_deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("no model in /nowhere:\nset model.path_or_id to a folder that has one")
+
+
+@dataclass(frozen=True)
+class FakeScorer:
+    recipe: FakeRecipe
+
+    def score(self, unit: Unit) -> ScoredUnit:
+        first = unit.examples[0]
+        is_first_attempt = not attempts(self.recipe.folder, unit.key)
+        if self.recipe.folder is not None:
+            (self.recipe.folder / f"{unit.key}.{os.getpid()}").touch()
+        time.sleep(self.recipe.seconds)
+        if first in self.recipe.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if first in self.recipe.raising or (first in self.recipe.raising_once and is_first_attempt):
+            raise ArithmeticError(f"example {first} does not compute")
+        return score_unit(unit)
+
+
+def attempts(folder: Path | None, key: str) -> set[int]:
+    """Process ids that have tried to score a unit."""
+    return set() if folder is None else {int(path.suffix[1:]) for path in folder.glob(f"{key}.*")}
