@@ -1,0 +1,1 @@
+"""The orchestrator: runs the search, hands units to workers, keeps the records."""

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +68,39 @@ class DriverLock:
             self._descriptor = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Driver:
+    """Who has opened a run and not closed it."""
+
+    host: str
+    pid: int
+    since: str
+    """When it opened the run, in ISO 8601."""
+    state: Literal["at work", "dead", "out of sight"]
+    """``out of sight``: on another machine, where a dead driver cannot be told from a living one."""
+
+
+def driver_of(folder: Path) -> Driver | None:
+    """The driver of the run in a folder, None when it is closed; nothing is written, and nothing locked."""
+    try:
+        holder = json.loads((folder / LOCK_NAME).read_bytes())
+        return Driver(**holder, state=_state(holder["host"], holder["pid"]))
+    except (OSError, ValueError, TypeError, LookupError):  # absent, empty, or its writer died while writing
+        return None
+
+
+def _state(host: str, pid: int) -> Literal["at work", "dead", "out of sight"]:
+    if host != socket.gethostname():
+        return "out of sight"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return "dead"
+    except PermissionError:
+        pass  # it is there, and another user's
+    return "at work"
+
+
 def _require_free(folder: Path, holder: dict[str, Any], flock: _Flock) -> None:
     was_here = holder.get("host") == socket.gethostname()
     if flock != "held" and (not holder or (flock == "taken" and was_here)):
@@ -75,7 +109,7 @@ def _require_free(folder: Path, holder: dict[str, Any], flock: _Flock) -> None:
     state = "is at work" if flock == "held" else "was at work and may still be"
     raise RunFolderError(
         f"another driver {state} on {folder} ({who}): stop it first, "
-        "or take the run over if it is surely dead (takeover); it can then no longer add to the run"
+        f"or take the run over if it is surely dead (namm resume {folder} --takeover); it can then no longer add to it"
     )
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections import deque
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -37,6 +40,9 @@ _logger = logging.getLogger(__name__)
 FAILED_STARTS = 3
 """Workers that may die one after the other while they load, in the place of one worker, before the fleet gives up."""
 
+PATIENCE_SECONDS = 60.0
+"""How long nothing may happen before the log says what is waited for."""
+
 OBJECT_STORE_BYTES = 128 * 2**20
 """Shared memory of a Ray started here: units travel inside the calls, so that little is needed."""
 
@@ -60,13 +66,28 @@ class NammWorker:
         import ray
 
         if self._scorer is None:
-            self._scorer = self._recipe.build()
+            with _plain_errors():
+                self._scorer = self._recipe.build()
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
     def score(self, unit: Unit) -> ScoredUnit:
         """Score a unit."""
         assert self._scorer is not None, "a unit came before report() had built the scorer"
-        return self._scorer.score(unit)
+        with _plain_errors():
+            return self._scorer.score(unit)
+
+
+class _WorkerCodeError(Exception):
+    """What the recipe or its scorer raised, in one line."""
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Exceptions leave a worker as text: some cannot be unpickled, which would pass for a lost worker."""
+    try:
+        yield
+    except Exception as error:
+        raise _WorkerCodeError(told(error)) from error
 
 
 @dataclass(slots=True)
@@ -104,7 +125,6 @@ class RayFleet(DispatchedFleet):
         self._cluster = cluster
         self._places: dict[Worker, _Place] = {}
         self._calls: dict[Any, _Call] = {}  # by the reference of the answer; of one worker oldest first
-        self._events: deque[tuple[Event, ScoredUnit | None]] = deque()
         self._num_started = 0
         self._num_deaths = 0
         self._owns_connection = False
@@ -154,9 +174,12 @@ class RayFleet(DispatchedFleet):
             options = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
             options["object_store_memory"] = OBJECT_STORE_BYTES
         try:
-            ray.init(**options, logging_level=logging.ERROR, log_to_driver=_logger.isEnabledFor(logging.DEBUG))
+            with _keeping_sigterm():
+                ray.init(**options, logging_level=logging.ERROR, log_to_driver=_logger.isEnabledFor(logging.DEBUG))
         except Exception as error:
-            where = "Ray cannot be started on this machine" if address is None else f"cannot join the cluster {address}"
+            where = "Ray cannot be started on this machine"
+            if address is not None:
+                where = f"cannot join the cluster {address} (the port of a client server is written ray://host:port)"
             raise FleetError(f"{where}: {told(error)}") from error
 
     def _disconnect(self) -> None:
@@ -203,7 +226,6 @@ class RayFleet(DispatchedFleet):
         self._calls[actor.report.remote()] = _Call(worker, None)
 
     def _begin_round(self) -> None:
-        self._events.clear()
         loading = {ref: call for ref, call in self._calls.items() if self._places[call.worker].pid is None}
         # Those that are loaded report again: one that died since the last round must not be taken for a unit's victim.
         loaded = {p.actor.report.remote(): _Call(w, None) for w, p in self._places.items() if p.pid is not None}
@@ -212,10 +234,24 @@ class RayFleet(DispatchedFleet):
     def _next_event(self) -> tuple[Event, ScoredUnit | None]:
         import ray
 
-        while not self._events:
-            answered, _ = ray.wait(list(self._calls), num_returns=1)
-            self._receive(answered[0])
-        return self._events.popleft()
+        while True:
+            answered, _ = ray.wait(list(self._calls), num_returns=1, timeout=PATIENCE_SECONDS)
+            if not answered:
+                self._explain_waiting()
+                continue
+            worker = self._calls[answered[0]].worker
+            # A worker works in order: were the second call of a dead worker received first, the wrong unit got blamed.
+            oldest = next(ref for ref, call in self._calls.items() if call.worker == worker)
+            if (news := self._receive(oldest)) is not None:
+                return news
+
+    def _explain_waiting(self) -> None:
+        if not self.worker_pids():
+            _logger.warning(
+                "no worker has loaded for another %g s: they load for long, or the cluster has no room for them (`ray "
+                "status` tells which)",
+                PATIENCE_SECONDS,
+            )
 
     def _send(self, worker: Worker, unit: Unit) -> None:
         # Genomes travel inside the call: through the object store it took longer.
@@ -224,12 +260,13 @@ class RayFleet(DispatchedFleet):
     def _replace(self, worker: Worker) -> None:
         import ray
 
+        self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
         place = self._places.pop(worker)
         ray.kill(place.actor)  # one that is only out of reach would keep its accelerator
         self._start(place.num_failed_starts + 1 if place.pid is None else 0)
 
-    def _receive(self, ref: Any) -> None:
-        """Turn an answer, or what came instead, into events."""
+    def _receive(self, ref: Any) -> tuple[Event, ScoredUnit | None] | None:
+        """Turn an answer, or what came instead, into an event; None where dispatch need not know."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -237,55 +274,47 @@ class RayFleet(DispatchedFleet):
         try:
             answer = ray.get(ref)
         except RayTaskError as error:
-            self._raised(call, error)
+            return self._raised(call, error), None
         except RayError as error:
-            self._lost(call, error)
-        else:
-            self._answered(call, answer)
-
-    def _answered(self, call: _Call, answer: Any) -> None:
+            lost = self._lost(call, error)
+            return None if lost is None else (lost, None)
         if call.key is not None:
-            self._events.append((UnitScored(call.worker, call.key), answer))
-            return
+            return UnitScored(call.worker, call.key), answer
         place = self._places[call.worker]
         place.pid, place.machine = answer
-        self._events.append((WorkerReady(call.worker), None))
+        return WorkerReady(call.worker), None
 
-    def _raised(self, call: _Call, error: Any) -> None:
+    def _raised(self, call: _Call, error: Any) -> UnitFailed:
         """The worker's own code raised: the unit's fault, or the recipe's."""
         if call.key is None:
-            raise cannot_build(error.cause) from error
+            raise cannot_build(str(error.cause)) from error
         _logger.warning("unit %s failed on worker %d: %s", call.key, call.worker, error)
-        self._events.append((UnitFailed(call.worker, call.key, told(error.cause)), None))
+        return UnitFailed(call.worker, call.key, str(error.cause))
 
-    def _lost(self, call: _Call, error: Any) -> None:
-        """The worker is gone, or out of reach, which comes to the same."""
+    def _lost(self, call: _Call, error: Any) -> WorkerLost | None:
+        """The worker is gone, or out of reach, which comes to the same; None where it held no unit of this round."""
+        _logger.info("worker %d: %s", call.worker, told(error))
         self._num_deaths += 1
         place = self._places[call.worker]
         if call.key is not None:
-            self._settle(call.worker)
-            lost = WorkerLost(call.worker, told(error), with_its_machine=not _is_alive(place.machine))
-            self._events.append((lost, None))
-            return
+            return WorkerLost(call.worker, told(error), with_its_machine=not _is_alive(place.machine))
         if getattr(error, "actor_init_failed", False):
-            raise cannot_build(error) from error
+            raise cannot_build(told(error)) from error
         if place.pid is None and place.num_failed_starts + 1 >= FAILED_STARTS:
             raise FleetError(f"workers die while they load, {FAILED_STARTS} in a row: {told(error)}") from error
         self._replace(call.worker)
+        return None
 
-    def _settle(self, worker: Worker) -> None:
-        """Take in what a lost worker had answered before: a scored unit must not be scored again."""
-        import ray
-        from ray.exceptions import RayError, RayTaskError
 
-        for ref in [ref for ref, call in self._calls.items() if call.worker == worker]:
-            call = self._calls.pop(ref)
-            try:
-                self._answered(call, ray.get(ref, timeout=1.0))
-            except RayTaskError as error:
-                self._raised(call, error)
-            except RayError:
-                continue  # lost with its worker
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Ray aborts the process at SIGTERM; a program that had a handler keeps it, and so leaves every ``with``."""
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(former) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, former)
 
 
 def _is_alive(machine: str) -> bool:

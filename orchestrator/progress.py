@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from workers.unit import FULL_CACHE_PASS
 
@@ -48,20 +50,20 @@ class Standing:
 
     def seconds_left(self, record: GenerationRecord) -> float:
         """Estimate for the generations to come; the evaluation after them is not in it."""
-        mean = sum(self._recent_seconds) / len(self._recent_seconds)
-        return mean * (self.generations - record.generation - 1)
+        # The median: the first generation after a start also waits for the workers to load.
+        return statistics.median(self._recent_seconds) * (self.generations - record.generation - 1)
 
 
 def describe(record: GenerationRecord) -> str:
     """A finished generation in one line, without its number."""
     metrics = record.metrics
-    deaths = int(metrics["cluster/deaths"])
+    workers, deaths = int(metrics["cluster/workers"]), int(metrics["cluster/deaths"])
     lost = f", {deaths} lost" if deaths else ""
     return (
         f"fitness best {metrics['fitness/best']:.3f} mean {metrics['fitness/mean']:.3f}  "
         f"kept {metrics['cache/kept_ratio_mean']:.0%}  "
         f"{metrics['cluster/units_per_second']:.1f} units/s  "
-        f"{int(metrics['cluster/workers'])} workers{lost}"
+        f"{workers} worker{'' if workers == 1 else 's'}{lost}"
     )
 
 
@@ -73,36 +75,43 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def reporting(generations: int, stream: TextIO, *, quiet: bool) -> Iterator[Report]:
+def reporting(generations: int, stream: TextIO, *, opening: str = "", quiet: bool) -> Iterator[Report]:
     """What to call with every progress; the display ends with the block.
 
     Args:
         generations: how many there will be; 0 for an evaluation alone.
         stream: where to show it; a terminal gets a live display.
+        opening: said with the first progress: not before, because a run that cannot begin has one line to say.
         quiet: show nothing.
     """
     if quiet:
         yield lambda _: None
     elif stream.isatty():
-        with LiveReport(generations, Console(file=stream)) as report:
+        with LiveReport(generations, Console(file=stream), opening) as report:
             yield report
     else:
-        yield PlainReport(generations, stream)
+        yield PlainReport(generations, stream, opening)
 
 
 class PlainReport:
     """A line when a part begins and when a generation ends, at most every few seconds."""
 
-    def __init__(self, generations: int, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
-        """Write to ``stream``; ``now`` tells the time in seconds."""
+    def __init__(
+        self, generations: int, stream: TextIO, opening: str = "", now: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Write to ``stream``, ``opening`` first; ``now`` tells the time in seconds."""
         self._standing = Standing(generations)
         self._stream = stream
+        self._opening = opening
         self._now = now
         self._part: Part | None = None
         self._last_line = float("-inf")
 
     def __call__(self, progress: Progress) -> None:
         """Say it, if it is time."""
+        if self._opening:
+            self._write(self._opening)
+            self._opening = ""
         part = self._standing.part(progress)
         if part != self._part and part != "generation":
             self._write(f"{part}: {progress.units_total} units")
@@ -120,24 +129,32 @@ class PlainReport:
         self._stream.flush()
 
 
+class _Bars(Bars):
+    """Bars with a line of text below them."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """As rich asks for them."""
+        yield from super().get_renderables()
+        if self.below:
+            yield Text(self.below, no_wrap=True, overflow="ellipsis")
+
+
 class LiveReport:
     """Two bars, generations and the units of what is being done, with the last generation's figures below."""
 
-    def __init__(self, generations: int, console: Console) -> None:
-        """Show on ``console`` while used as a context manager."""
+    def __init__(self, generations: int, console: Console, opening: str = "") -> None:
+        """Show on ``console`` while used as a context manager; ``opening`` stays above."""
+        self._opening = opening
         self._standing = Standing(generations)
-        self._bars = Bars(
-            TextColumn("{task.description:>11}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=console,
-            transient=True,
+        self._bars = _Bars(
+            TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
         )
         self._generations: TaskID | None = None
         if generations:
-            self._generations = self._bars.add_task("generations", total=generations, detail="")
-        self._units = self._bars.add_task("starting", total=None, detail="")
+            self._generations = self._bars.add_task("generations", total=generations)
+        self._units = self._bars.add_task("starting", total=None)
 
     def __enter__(self) -> LiveReport:
         """Begin to show."""
@@ -150,11 +167,12 @@ class LiveReport:
 
     def __call__(self, progress: Progress) -> None:
         """Show it."""
+        if self._opening:
+            self._bars.console.print(self._opening, highlight=False, markup=False)
+            self._opening = ""
         part = self._standing.part(progress)
         name = f"{part} {progress.generation + 1}" if part == "generation" else part
-        self._bars.update(self._units, description="units", completed=progress.units_done, total=progress.units_total)
-        self._bars.update(self._units, detail=name)
+        self._bars.update(self._units, description=name, completed=progress.units_done, total=progress.units_total)
         if progress.record is not None and self._generations is not None:
-            self._bars.update(
-                self._generations, completed=progress.generation + 1, detail=self._standing.take(progress.record)
-            )
+            self._bars.below = self._standing.take(progress.record)
+            self._bars.update(self._generations, completed=progress.generation + 1)

@@ -205,12 +205,12 @@ def _built(recipe: WorkerRecipe) -> Scorer:
     try:
         return recipe.build()
     except Exception as error:
-        raise cannot_build(error) from error
+        raise cannot_build(told(error)) from error
 
 
-def cannot_build(error: BaseException) -> FleetError:
+def cannot_build(what_happened: str) -> FleetError:
     """The recipe itself does not work: another worker would fare no better."""
-    return FleetError(f"no worker can be built: {told(error)}")
+    return FleetError(f"no worker can be built: {what_happened}")
 
 
 def told(error: BaseException) -> str:

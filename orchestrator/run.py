@@ -101,7 +101,7 @@ def _require_generations_to_come(config: RunConfig, folder: Path) -> None:
     done = len(read_journal(folder).generations) if (folder / JOURNAL_NAME).exists() else 0
     if config.search.generations < done:
         raise ConfigError(
-            f"search.generations: {config.search.generations} are asked for, but the run in {folder} has {done} already: "
+            f"search.generations is {config.search.generations}, but the run in {folder} has {done} already: "
             f"ask for at least {done}, or start a new run folder"
         )
 

@@ -56,7 +56,7 @@ def grid(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index < left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     return table
 
 

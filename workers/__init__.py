@@ -1,0 +1,1 @@
+"""Workers: a frozen language model that scores candidate memories; imports neither ray, mlflow nor nevergrad."""

@@ -146,15 +146,13 @@ class _Rows:
         meter, seen, held = cache.meter, cache.get_seq_length(), cache.held_tokens()
         assert meter.area is not None
         assert meter.peak is not None
-        row_tokens = held.sum((1, 2))
-        state = row_tokens * (cache.state_bytes / int(row_tokens.sum()))
         block = (len(self.unit.candidates), len(columns))
         for target, values in (
             (self.exact, exact),
             (self.graded, graded),
             (self.mean_bytes, meter.area.double() / seen),
             (self.peak_bytes, meter.peak),
-            (self.state_bytes, state.round()),
+            (self.state_bytes, cache.row_state_bytes()),
         ):
             target[:, columns] = values.cpu().numpy().reshape(block)
         self.seen[:, columns] = seen

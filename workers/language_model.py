@@ -138,7 +138,8 @@ def _rescale_rope(config: object, settings: ModelSettings) -> None:
     parameters = getattr(config, "rope_parameters", None)
     if not isinstance(parameters, dict) or parameters.get("rope_type", "default") != "default":
         raise ModelError(
-            f"model.rope_ntk_factor: {settings.path_or_id!r} has no plain rotary positions to rescale: remove the setting"
+            f"model.rope_ntk_factor: {settings.path_or_id!r} has no plain rotary positions to rescale: "
+            "remove the setting"
         )
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # type: ignore[attr-defined]
     parameters["rope_theta"] = ntk_rope_theta(

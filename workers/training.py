@@ -249,7 +249,10 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("--eval-only", type=Path, metavar="DIR", help="measure the model in this folder, change nothing")
     counts = parser.add_argument_group("numbers")
     counts.add_argument(
-        "--seed", type=_at_least(0), default=0, help="decides weights and documents (default: %(default)s)"
+        "--seed",
+        type=_at_least(0),
+        default=1,
+        help="decides weights and documents (default: %(default)s, the seed of the model that is kept)",
     )
     counts.add_argument(
         "--steps-limit",

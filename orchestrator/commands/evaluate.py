@@ -93,8 +93,8 @@ def find_contender(what: str) -> Contender:
     """The saved memory in a folder, the champion of a run folder, or a rival by its name.
 
     Raises:
-        InputError: it is none of them.
-        MemoryFileError: the memory cannot be read, or the run has none yet.
+        InputError: it is none of them, or the run has no champion yet.
+        MemoryFileError: the memory cannot be read.
     """
     for name in RIVALS:
         if what == name:
@@ -105,7 +105,14 @@ def find_contender(what: str) -> Contender:
             f"there is nothing to evaluate at {what!r}: name the folder of a saved memory, a run folder, "
             f"or one of {', '.join(RIVALS)}"
         )
-    return PretrainedMemory.from_pretrained(folder / CHAMPION if _is_run(folder) else folder)
+    if not _is_run(folder):
+        return PretrainedMemory.from_pretrained(folder)
+    if not (folder / CHAMPION).exists():
+        raise InputError(
+            f"the run in {folder} has no champion yet, because it has not reached its last generation: "
+            f"go on with namm resume {folder}"
+        )
+    return PretrainedMemory.from_pretrained(folder / CHAMPION)
 
 
 def evaluate_rival(

@@ -5,9 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import RenderableType
 
 from orchestrator.config import RunConfig, TrackingSettings, config_from_dict, load_config
 from orchestrator.journal import JOURNAL_NAME, read_journal
@@ -51,10 +48,9 @@ def resume(*, folder: Path, overrides: Sequence[str], takeover: bool, quiet: boo
 
 
 def _carry_out(config: RunConfig, folder: Path, *, quiet: bool, takeover: bool = False) -> Answer:
-    if not quiet:
-        print(_standing(config, folder), file=sys.stderr)
+    opening = _standing(config, folder)
     try:
-        with reporting(config.search.generations, sys.stderr, quiet=quiet) as report:
+        with reporting(config.search.generations, sys.stderr, opening=opening, quiet=quiet) as report:
             summary = run(config, folder, report, takeover=takeover)
     except KeyboardInterrupt as interruption:
         interruption.add_note(how_to_resume(folder))
@@ -63,11 +59,15 @@ def _carry_out(config: RunConfig, folder: Path, *, quiet: bool, takeover: bool =
         "run_folder": str(folder),
         "champion": str(folder / CHAMPION),
         "summary": str(folder / SUMMARY),
-        "mlflow": without_credentials(tracking_uri(config.tracking, folder)) if config.tracking.enabled else None,
     }
     table = grid(HEADINGS, printed_rows([TableRow(**row) for row in summary["table"]]), left=2)
-    parts = [table] if quiet else [table, "", _facts(summary, places, config.tracking)]
-    return Answer({**summary, **places}, parts)
+    pairs = [
+        ("population_hash", summary["population_hash"]),
+        *((name.replace("_", " "), place) for name, place in places.items()),
+        ("MLflow", _how_to_see(config.tracking, folder)),
+        ("time", _parts_of_time(summary["seconds"])),
+    ]
+    return Answer({**summary, **places}, [table] if quiet else [table, "", facts(pairs)])
 
 
 def _standing(config: RunConfig, folder: Path) -> str:
@@ -86,24 +86,15 @@ def how_to_resume(folder: Path) -> str:
     return f"every finished unit is safe; go on with: {installed_command('namm')} resume {folder}"
 
 
-def _facts(summary: Mapping[str, Any], places: Mapping[str, Any], tracking: TrackingSettings) -> RenderableType:
-    seconds = summary["seconds"]
-    parts = ", ".join(f"{part} {seconds[part]:.0f} s" for part in ("start", "evolve", "evaluate"))
-    pairs = [
-        ("population_hash", summary["population_hash"]),
-        ("run folder", places["run_folder"]),
-        ("champion", places["champion"]),
-        ("summary", places["summary"]),
-        ("MLflow", _how_to_see(tracking, places["mlflow"])),
-        ("time", parts),
-    ]
-    return facts(pairs)
+def _parts_of_time(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{part} {seconds[part]:.0f} s" for part in ("start", "evolve", "evaluate"))
 
 
-def _how_to_see(tracking: TrackingSettings, address: str | None) -> str:
+def _how_to_see(tracking: TrackingSettings, folder: Path) -> str:
     """Where the run is in MLflow: the server's page, or the command that opens a page on the database."""
-    if address is None:
+    if not tracking.enabled:
         return "off (tracking.enabled)"
+    address = without_credentials(tracking_uri(tracking, folder))
     if address.startswith("http"):
         return f"{address}, experiment {tracking.experiment}"
     return f"{installed_command('mlflow')} ui --backend-store-uri {address}"

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
+from orchestrator.driver_lock import driver_of
 from orchestrator.errors import InputError
 from orchestrator.journal import JOURNAL_NAME, GenerationRecord, read_journal
 from orchestrator.presets import flatten
 from orchestrator.progress import clock
 from orchestrator.terminal import Answer, facts, grid, spark_line
+from orchestrator.tracking_server import without_credentials
 
 if TYPE_CHECKING:  # knows torch, which takes seconds to import and is not needed to look at a run
     from workers.memory.specs import Normalisation
@@ -58,13 +60,14 @@ def inspect(what: str) -> Answer:
 def inspect_run(folder: Path) -> Answer:
     """Where a run stands, from its journal alone."""
     contents = read_journal(folder)
-    config, generations = contents.attempts[-1].config, contents.generations
+    config, generations, driver = contents.attempts[-1].config, contents.generations, driver_of(folder)
     document = {
         "kind": "run",
         "folder": str(folder),
-        "settings": {key: value for key, value in flatten(config).items() if _is_told(key)},
+        "settings": {key: _without_secrets(value) for key, value in flatten(config).items() if _is_told(key)},
         "config_hash": contents.attempts[-1].config_hash,
         "attempts": [_attempt(dataclasses.asdict(attempt)) for attempt in contents.attempts],
+        "driver": driver and dataclasses.asdict(driver),
         "generations": config["search"]["generations"],
         "generations_done": len(generations),
         "last_generation_ms": generations[-1].timestamp_ms if generations else None,
@@ -85,12 +88,11 @@ def seconds_by_part(generations: Sequence[GenerationRecord]) -> dict[str, float]
 
 
 def _run_parts(run: Mapping[str, Any]) -> list[RenderableType]:
-    last = run["attempts"][-1]
-    began = datetime.fromtimestamp(last["opened_ms"] / 1000).isoformat(sep=" ", timespec="seconds")
     pairs = [
         ("run", run["folder"]),
         ("generations", _generations(run)),
-        ("attempts", f"{last['attempt']}, the last by pid {last['pid']} on {last['host']} at {began}"),
+        ("driver", _driver(run["driver"])),
+        ("attempts", _attempts(run["attempts"])),
     ]
     pairs += [(name, _curve(run["curves"][metric])) for name, metric in CURVES.items() if run["curves"][metric]]
     pairs += [
@@ -110,6 +112,17 @@ def _generations(run: Mapping[str, Any]) -> str:
     return f"{done} of {total}{finished}; the last one ended {ago} ago"
 
 
+def _driver(driver: Mapping[str, Any] | None) -> str:
+    if driver is None:
+        return "none: the run was closed"
+    return f"pid {driver['pid']} on {driver['host']} is {driver['state']}"
+
+
+def _attempts(attempts: Sequence[Mapping[str, Any]]) -> str:
+    began = datetime.fromtimestamp(attempts[-1]["opened_ms"] / 1000).isoformat(sep=" ", timespec="seconds")
+    return f"{len(attempts)}, the last one since {began}"
+
+
 def _curve(values: Sequence[float]) -> str:
     return f"{spark_line(values)}  {values[0]:.3f} to {values[-1]:.3f}"
 
@@ -120,6 +133,10 @@ def _attempt(attempt: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_told(key: str) -> bool:
     return any(key == told or key.startswith(f"{told}.") for told in TOLD)
+
+
+def _without_secrets(value: Any) -> Any:
+    return without_credentials(value) if isinstance(value, str) else value
 
 
 def _if_there(path: Path) -> str | None:

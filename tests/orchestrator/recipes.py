@@ -37,6 +37,13 @@ class BrokenRecipe:
         raise ValueError("no model in /nowhere:\nset model.path_or_id to a folder that has one")
 
 
+class OtherLibraryError(Exception):
+    """Like those of several libraries, it can be pickled but not unpickled."""
+
+    def __init__(self, example: int, trouble: str) -> None:
+        super().__init__(f"example {example} {trouble}")
+
+
 @dataclass(frozen=True)
 class FakeScorer:
     recipe: FakeRecipe
@@ -50,7 +57,7 @@ class FakeScorer:
         if first in self.recipe.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         if first in self.recipe.raising or (first in self.recipe.raising_once and is_first_attempt):
-            raise ArithmeticError(f"example {first} does not compute")
+            raise OtherLibraryError(first, "does not compute")
         return score_unit(unit)
 
 

@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config import FitnessSettings, UnitSettings
@@ -42,6 +42,7 @@ def rewritten(column, value):
     ]
 
 
+@settings(deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 5), st.integers(1, 3))
 def test_losses_depend_neither_on_the_order_of_the_units_nor_on_their_cut(random, per_block, per_shard):
     expected = losses(scored_units(), full_cache(), FitnessSettings(kept_price=0.3), POPULATION)
@@ -156,6 +157,7 @@ def test_a_score_that_is_not_a_number_reaches_the_loss_instead_of_vanishing():
     assert np.isnan(losses(rewritten("graded", np.nan), full_cache(), FitnessSettings(), POPULATION).loss).all()
 
 
+@settings(deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_merged_statistics_are_those_of_the_whole_pool_in_any_order_of_arrival(random):
     units = plan_units(

@@ -1,27 +1,22 @@
 from __future__ import annotations
 
-import http.server
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from orchestrator import tracking_server
 from orchestrator.config import TrackingSettings
-from orchestrator.errors import TrackingError
 from orchestrator.tracking import Tracker, check_tracking
+from tests.orchestrator.test_tracking_server import free_port
 
 FLUSH_SECONDS = 120.0
 """Generous, because the machine may be busy; a test waits that long only when something is broken."""
@@ -306,12 +301,6 @@ def test_what_mlflow_refuses_is_told_and_does_not_hold_up_the_rest(
 # A server that is away
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def test_a_run_without_its_server_goes_on_ends_and_keeps_what_it_had_to_say(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,81 +321,6 @@ def test_a_run_without_its_server_goes_on_ends_and_keeps_what_it_had_to_say(
     assert "the rest waits in" in caplog.text
     assert "secret-word" not in caplog.text
     assert not any("secret-word" in path.read_text() for path in folder.rglob("*") if path.is_file())
-
-
-@contextmanager
-def http_server(status: int) -> Iterator[str]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
-
-
-@pytest.mark.parametrize("status", [200, 401, 404])
-def test_a_server_that_answers_passes_the_check_also_behind_a_gateway(status: int) -> None:
-    with http_server(status) as uri:
-        check_tracking(TrackingSettings(uri=uri))
-        check_tracking(TrackingSettings(uri=f"{uri}/"))
-        check_tracking(TrackingSettings(uri=uri.replace("://", "://someone:word@")))
-
-
-@pytest.mark.parametrize("status", [500, 502])
-def test_a_server_that_fails_does_not_pass_the_check(status: int) -> None:
-    with (
-        http_server(status) as uri,
-        pytest.raises(TrackingError, match=f"no MLflow server answers at .*status {status}"),
-    ):
-        check_tracking(TrackingSettings(uri=uri))
-
-
-def test_nobody_at_the_address_is_told_in_one_line_with_the_remedy() -> None:
-    port = free_port()
-    with pytest.raises(TrackingError) as caught:
-        check_tracking(TrackingSettings(uri=f"http://someone:secret-word@more@127.0.0.1:{port}"))
-    assert str(caught.value) == (
-        f"no MLflow server answers at http://***@127.0.0.1:{port} ([Errno 111] Connection refused): start it, "
-        "correct tracking.uri, or track into a file with tracking.uri=null, or not at all with tracking.enabled=false"
-    )
-
-
-def test_an_address_where_nobody_speaks_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_server, "ANSWER_SECONDS", 1.0)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        start = time.perf_counter()
-        with pytest.raises(TrackingError, match=r"no MLflow server answers at .*(silent for 1 seconds|timed out)"):
-            check_tracking(TrackingSettings(uri=f"http://127.0.0.1:{listener.getsockname()[1]}"))
-        assert time.perf_counter() - start < 4
-
-
-@pytest.mark.parametrize("uri", ["./mlruns", "file:///mlruns", "htp://server"])
-def test_an_unknown_kind_of_address_is_told_with_the_kinds_there_are(uri: str) -> None:
-    with pytest.raises(TrackingError, match=r"must start with one of http, https, sqlite, .* or be null for a file"):
-        check_tracking(TrackingSettings(uri=uri))
-
-
-def test_databases_and_runs_that_are_not_tracked_need_no_answer() -> None:
-    for uri in (None, "sqlite:///runs/mlflow.db", "postgresql+psycopg2://user@host/mlflow"):
-        check_tracking(TrackingSettings(uri=uri))
-    check_tracking(TrackingSettings(uri="http://127.0.0.1:1", enabled=False))
-
-
-def test_a_person_is_told_how_to_look(tmp_path: Path) -> None:
-    assert tracker(tmp_path / "first", uri="https://user:word@mlflow.example").address == "https://***@mlflow.example"
-    assert tracker(tmp_path / "first").address == (
-        f"http://127.0.0.1:5000 after `mlflow server --backend-store-uri sqlite:///{tmp_path}/mlflow.db`"
-    )
 
 
 # A real server

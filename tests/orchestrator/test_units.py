@@ -3,7 +3,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config import UnitSettings
@@ -26,6 +26,7 @@ def planned(population=5, examples=None, candidates_per_unit=2, examples_per_uni
     )
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 10_000), st.integers(1, 60), st.data())
 def test_draws_are_ascending_without_replacement_and_from_the_pool(seed, generation, pool, data):
     count = data.draw(st.integers(1, pool))
@@ -37,6 +38,7 @@ def test_draws_are_ascending_without_replacement_and_from_the_pool(seed, generat
         assert {type(index) for index in drawn} == {int}
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 10_000), st.permutations(TASKS), st.integers(1, 3))
 def test_the_draw_of_a_task_does_not_depend_on_the_other_tasks(seed, generation, order, number):
     among_all = draw_examples(seed, generation, TASKS, 50, 8)
@@ -67,6 +69,7 @@ def test_draws_stay_what_they_were_when_runs_were_started():
     assert draw_examples(7, 3, ["qa", "code"], 30, 5) == {"qa": (0, 8, 11, 12, 13), "code": (7, 8, 17, 22, 24)}
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES, SIZES, st.lists(st.integers(0, 99), min_size=1, max_size=7, unique=True))
 def test_a_plan_holds_every_candidate_task_and_example_once(population, per_block, per_shard, indices):
     examples = {"qa": tuple(sorted(indices)), "code": (5,)}
@@ -80,6 +83,7 @@ def test_a_plan_holds_every_candidate_task_and_example_once(population, per_bloc
     assert max(len(unit.examples) for unit in units) <= per_shard
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES, SIZES)
 def test_every_unit_carries_the_genomes_of_its_candidates(population, per_block, per_shard):
     genomes = np.arange(population * 4, dtype=np.float32).reshape(population, 4)

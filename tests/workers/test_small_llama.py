@@ -66,7 +66,7 @@ def test_the_model_card_says_how_it_was_made_and_how_good_it_is(model):
 
 
 def test_no_single_kv_head_does_all_the_looking_up(model):
-    """A control: if one KV head sufficed, "keep that head whole" would be the best memory, and no token would matter."""
+    """A control: if one KV head sufficed, "keep that head whole" would be the best memory, whatever the tokens."""
     task = build_task(TaskSettings(kind="facts_prose", length=256))
     examples = [task.example("heldout", index) for index in range(32)]
     for silent in range(2):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -73,7 +75,7 @@ def test_the_answer_to_a_question_stands_behind_its_key_in_the_document():
     questions = 0
     for _ in range(20):
         for ids, is_answer in zip(*(tensor.tolist() for tensor in _tensors(draw_batch(level, rng))), strict=True):
-            facts = dict(zip(ids[: level.length], ids[1 : level.length], strict=False))
+            facts = dict(pairwise(ids[: level.length]))
             for place in [place for place, answer in enumerate(is_answer) if answer]:
                 if VOCABULARY[ids[place - 1]] in KEYS:  # not so in rows that are copied
                     assert facts[ids[place - 1]] == ids[place]

@@ -147,7 +147,7 @@ def memory_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def refuse_padding(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
+def refuse_padding(*_args: Any, attention_mask: Tensor | None = None, **_kwargs: Any) -> None:
     """The mask function: masks are built from positions inside the attention, so there is nothing to make here."""
     if attention_mask is not None and not bool(attention_mask.all()):
         raise UnsupportedUseError(
@@ -170,9 +170,11 @@ def memory_attached(
     text_config = model.config.get_text_config(decoder=True)
     former = text_config._attn_implementation
     model.set_attn_implementation(_for_text_part(model.config, text_config, IMPLEMENTATION) or IMPLEMENTATION)
+    cache = MemoryCache(memory, text_config.num_hidden_layers, listener)
     try:
-        yield MemoryCache(memory, text_config.num_hidden_layers, listener)
+        yield cache
     finally:
+        cache.is_open = False
         drop_staged_layer()
         model.set_attn_implementation(_for_text_part(model.config, text_config, former) or former)
 

@@ -23,8 +23,10 @@ UpdateListener = Callable[[LayerView, Decision], None]
 
 
 class MemoryLayer(CacheLayerMixin):
-    """One layer's share of the cache. New keys and values are only *staged* by ``update``: the attention function,
-    which runs just after it, takes them up block by block, so that a long prompt is evicted from while it is read.
+    """One layer's share of the cache.
+
+    New keys and values are only *staged* by ``update``: the attention function, which runs just after it, takes them
+    up block by block, so that a long prompt is evicted from while it is read.
     """
 
     is_compileable = False
@@ -44,9 +46,9 @@ class MemoryLayer(CacheLayerMixin):
         self.held = Slots.empty(key_states, value_states, self.cache.memory.empty_trace_channels())
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Stage the new tokens for the attention function and return them as they are."""
-        if _staged.layer is not None:
+        if not self.cache.is_open or _staged.layer is not None:
             drop_staged_layer()
             raise UnsupportedUseError(
                 "a memory's cache was passed to a model that no memory is attached to: "
@@ -97,13 +99,13 @@ class MemoryLayer(CacheLayerMixin):
         self.held = None
         self.is_initialized = False
 
-    def crop(self, *args: Any) -> NoReturn:
+    def crop(self, *_args: Any) -> NoReturn:
         """Refused: evicted tokens cannot come back."""
         raise UnsupportedUseError(
             "a cache that forgets cannot be cropped (assisted decoding needs that): decode plainly"
         )
 
-    def reorder_cache(self, *args: Any) -> NoReturn:
+    def reorder_cache(self, *_args: Any) -> NoReturn:
         """Refused."""
         raise UnsupportedUseError("a cache that forgets cannot be reordered: use num_beams=1")
 
@@ -125,6 +127,8 @@ class MemoryCache(Cache):
         self.memory = memory
         self.listener = listener
         self.meter = Meter()
+        self.is_open = True
+        """False once the `with` block that made the cache was left: the model's own attention cannot use it."""
         super().__init__(layers=[MemoryLayer(index, self) for index in range(num_layers)])
 
     def branch(self, memory: Memory, copies: int) -> None:
@@ -143,6 +147,19 @@ class MemoryCache(Cache):
     def held_tokens(self) -> Tensor:
         """int32 ``[B, layers, H]`` on the CPU: tokens held now."""
         return torch.stack([layer.held.lengths.cpu() for layer in self.layers if layer.held is not None], dim=1)
+
+    def row_state_bytes(self) -> Tensor:
+        """int64 ``[B]`` on the CPU: bytes of positions and traces, row by row."""
+        held = [layer.held for layer in self.layers if layer.held is not None]
+        token_bytes = [slots.positions.itemsize + slots.trace.shape[-1] * slots.trace.itemsize for slots in held]
+        return torch.stack(
+            [slots.lengths.sum(-1).cpu() * size for slots, size in zip(held, token_bytes, strict=True)]
+        ).sum(0)
+
+    def reset(self) -> None:
+        """Forget everything, the account of bytes included."""
+        super().reset()
+        self.meter = Meter()
 
     @property
     def cache_bytes(self) -> int:

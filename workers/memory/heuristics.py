@@ -22,12 +22,19 @@ class Heuristic(Memory):
     def __init__(self, spec: RivalSpec) -> None:
         self.update_every = spec.update_every
         self.seed = spec.seed
-        self._budget = torch.tensor(spec.budget)
-        if self._budget.ndim != 2:
+        is_table = all(isinstance(heads, tuple) and len(heads) == len(spec.budget[0]) for heads in spec.budget)
+        if not spec.budget or not is_table:
             raise ValueError(f"the budget of {spec.name} must name tokens by layer and KV head: got {spec.budget!r}")
+        self._budget = torch.tensor(spec.budget)
 
     def budget(self, view: LayerView) -> Tensor:
         """Integer ``[H]``: tokens that each head of the layer may hold after an update."""
+        layers, heads = self._budget.shape
+        if view.layer >= layers or view.positions.shape[1] != heads:
+            raise ValueError(
+                f"the budget names {layers} layers of {heads} KV heads, but the model has a layer {view.layer} of "
+                f"{view.positions.shape[1]}: take the model that the budget was made for"
+            )
         budget: Tensor = self._budget[view.layer].to(view.positions.device)
         return budget
 
@@ -106,7 +113,8 @@ class LastQueries(Heuristic):
     def observe(self, trace: Tensor, attention: Tensor) -> Tensor:
         """Roll the newest rows in."""
         rows = torch.cat([trace, attention.transpose(-1, -2).float()], dim=-1)
-        return rows[..., -self.num_queries :]
+        # A copy, because a view would keep all the rows of the block alive.
+        return rows[..., -self.num_queries :].clone()
 
 
 class SnapKV(LastQueries):
@@ -119,10 +127,11 @@ class SnapKV(LastQueries):
     smoothing = 5
 
     def importance(self, view: LayerView) -> Tensor:
-        """Mean attention, averaged over neighbours, with the window's own tokens above all."""
+        """Mean attention, averaged over neighbours, with the window's own tokens above all, the newest first."""
         mean = view.trace.mean(dim=-1)
         smooth = functional.avg_pool1d(mean, self.smoothing, stride=1, padding=self.smoothing // 2)
-        return smooth.masked_fill(view.ages < self.num_queries, torch.inf)
+        above_all = 1.0 + self.num_queries - view.ages
+        return torch.where(view.ages < self.num_queries, above_all, smooth)
 
 
 class Tova(LastQueries):

@@ -31,7 +31,7 @@ class LayerView:
 
     @property
     def occupied(self) -> Tensor:
-        """bool ``[B, H, K]``: False where a slot is empty."""
+        """Whether a slot holds a token, bool ``[B, H, K]``: False where a slot is empty."""
         return self.positions >= 0
 
     @property

@@ -105,7 +105,8 @@ def _read_config(source: Path) -> dict[str, Any]:
         raise MemoryFileError(f"{path} is not a saved memory (format {FORMAT!r} expected): is it a model's folder?")
     if document.get("version") != FORMAT_VERSION:
         raise MemoryFileError(
-            f"{path} has version {document.get('version')!r}, this program reads {FORMAT_VERSION}: install a matching one"
+            f"{path} has version {document.get('version')!r}, this program reads {FORMAT_VERSION}: "
+            "install a matching one"
         )
     return document
 

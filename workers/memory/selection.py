@@ -8,11 +8,18 @@ from torch import Tensor
 from workers.memory.specs import Heads
 
 
-def ranks(importance: Tensor) -> Tensor:
-    """Rank of every slot in its head, 0 for the most important; equal importances in cache order. ``[B, H, K]``."""
-    order = importance.argsort(dim=-1, descending=True, stable=True)
-    positions = torch.arange(importance.shape[-1], device=importance.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, positions)
+def ranks(importance: Tensor, occupied: Tensor) -> Tensor:
+    """Rank of every slot in its head, int64 ``[B, H, K]``: 0 for the newest, then by importance; empty slots last.
+
+    Equal importances rank in cache order. The newest has a rank of its own, because an infinite importance would only
+    tie with another one.
+    """
+    older = importance[..., :-1].masked_fill(~occupied[..., :-1], -torch.inf)
+    order = older.argsort(dim=-1, descending=True, stable=True)
+    following = torch.arange(1, importance.shape[-1], device=importance.device).expand_as(order)
+    rank = torch.zeros(importance.shape, dtype=torch.int64, device=importance.device)
+    rank[..., :-1].scatter_(-1, order, following)
+    return rank
 
 
 def select_wanted(importance: Tensor, occupied: Tensor, heads: Heads, cap: int | None) -> Tensor:
@@ -28,13 +35,11 @@ def select_wanted(importance: Tensor, occupied: Tensor, heads: Heads, cap: int |
     Returns:
         bool ``[B, H, K]``: what is kept.
     """
-    lowest = torch.finfo(importance.dtype).min
-    forced = importance.masked_fill(~occupied, lowest)
-    forced[..., -1] = torch.finfo(importance.dtype).max
-    wanted = (forced >= 0) & occupied
+    wanted = (importance >= 0) & occupied
+    wanted[..., -1] = True
     if heads == "ragged" and cap is None:
         return wanted
-    rank = ranks(forced)
+    rank = ranks(importance, occupied)
     if cap is not None:
         wanted &= rank < cap
     if heads == "ragged":
@@ -48,6 +53,4 @@ def select_top(importance: Tensor, occupied: Tensor, budget: Tensor) -> Tensor:
 
     ``importance``, ``occupied`` and the result are ``[B, H, K]``; ``budget`` is integer ``[H]``, at least 1 is kept.
     """
-    forced = importance.masked_fill(~occupied, -torch.inf)
-    forced[..., -1] = torch.inf
-    return (ranks(forced) < budget.clamp(min=1)[None, :, None]) & occupied
+    return (ranks(importance, occupied) < budget.clamp(min=1)[None, :, None]) & occupied

@@ -6,7 +6,6 @@ Shapes: B rows, H KV heads, K slots, T tokens of all rows and heads together, d 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,9 +16,9 @@ class Slots:
     """A layer's tokens, padded to the longest head and aligned at the newest token (the last slot)."""
 
     keys: Tensor
-    """``[B, H, K, d]``, after rotation."""
+    """``[B, H, K, d]``, after rotation; anything where a slot is empty."""
     values: Tensor
-    """``[B, H, K, d]``"""
+    """``[B, H, K, d]``; anything finite where a slot is empty."""
     positions: Tensor
     """int32 ``[B, H, K]``; -1 where a slot is empty, ascending otherwise."""
     trace: Tensor
@@ -32,8 +31,8 @@ class Slots:
         """No tokens; shapes, dtypes and device as of ``keys [B, H, n, d]`` and ``values [B, H, n, d]``."""
         rows, heads = keys.shape[:2]
         return Slots(
-            keys=keys[:, :, :0],
-            values=values[:, :, :0],
+            keys=keys.new_empty(rows, heads, 0, keys.shape[-1]),
+            values=values.new_empty(rows, heads, 0, values.shape[-1]),
             positions=torch.empty(rows, heads, 0, dtype=torch.int32, device=keys.device),
             trace=torch.empty(rows, heads, 0, trace_channels, dtype=torch.float32, device=keys.device),
             is_even=True,
@@ -59,14 +58,16 @@ class Slots:
         # A stable sort of booleans moves the kept slots to the end and leaves them in ascending order.
         order = keep.to(torch.uint8).argsort(dim=-1, stable=True)[..., keep.shape[-1] - longest :]
         is_even = shortest == longest
-        positions = self.positions.gather(2, order)
+        positions, trace = self.positions.gather(2, order), _gather(self.trace, order)
         if not is_even:
-            positions = positions.masked_fill(~keep.gather(2, order), -1)
+            dropped = ~keep.gather(2, order)
+            positions = positions.masked_fill(dropped, -1)
+            trace = trace.masked_fill(dropped[..., None], 0)
         return Slots(
             keys=_gather(self.keys, order),
             values=_gather(self.values, order),
             positions=positions,
-            trace=_gather(self.trace, order),
+            trace=trace,
             is_even=is_even,
         )
 
@@ -152,7 +153,7 @@ class PackedSlots:
         """The rows ``copies`` times over, copy by copy: ``[copies * B, …]``."""
         return self.at_work().repeat(copies)
 
-    @cached_property
+    @property
     def _occupied(self) -> Tensor:
         slots = torch.arange(self.longest, device=self.lengths.device)
         return slots >= (self.longest - self.lengths)[..., None]

@@ -121,7 +121,7 @@ def test_the_model_is_left_as_it_was_also_after_an_error(implementation, fails):
 class FailsWhileDeciding(KeepAll):
     update_every = 8
 
-    def decide(self, view):
+    def decide(self, _view):
         raise ZeroDivisionError
 
 

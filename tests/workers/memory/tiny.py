@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ def drive(
     with memory_attached(model, memory, listener) as cache:
         logits = [
             model(input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True).logits
-            for start, stop in zip(edges[:-1], edges[1:], strict=True)
+            for start, stop in pairwise(edges)
         ]
     return torch.cat(logits, dim=1), cache
 

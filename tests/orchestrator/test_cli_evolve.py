@@ -1,0 +1,170 @@
+"""``namm evolve`` and ``namm resume`` on real runs, each of a few seconds."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from orchestrator.cli import main
+from orchestrator.journal import read_journal
+from tests.orchestrator.conftest import TINY
+
+NAMM = [sys.executable, "-m", "orchestrator"]
+
+
+@pytest.fixture
+def copied_run(finished_run, tmp_path):
+    """A finished run to go on with; a run folder may be moved."""
+    shutil.copytree(finished_run.folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def interrupted_run(folder, number, *words):
+    """Start a run, send it a signal after its first generation; returns the ended process."""
+    command = [*NAMM, "evolve", "small", *TINY, *words, "--run", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        said = ""
+        while "generation 1/" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, process.returncode, out, said + err)
+
+
+def test_evolve_prints_the_table_and_says_where_everything_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evolve", *TINY, "seed=3", "tracking.enabled=true"]) == 0  # preset and folder by default
+    captured = capsys.readouterr()
+    folder = tmp_path / "runs" / "small-seed3"
+    summary = json.loads((folder / "summary.json").read_text())
+    names = [line.split()[1] for line in captured.out.splitlines() if line.startswith("256")]
+    assert names[:3] == ["full", "namm", "one-head"]
+    assert set(names[3:]) == {"recent-uniform", "recent-layer", "recent-head"}
+    for told in (
+        summary["population_hash"],
+        "runs/small-seed3/champion",
+        "runs/small-seed3/summary.json",
+        f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/runs/mlflow.db",
+    ):
+        assert told in captured.out
+    assert (tmp_path / "runs" / "mlflow.db").is_file()
+    assert captured.err.splitlines()[0] == "evolving in runs/small-seed3: 2 generations of 4 candidates"
+    assert "generation 2/2  fitness best " in captured.err
+
+
+def test_json_is_one_document_and_nothing_else(copied_run, capsys):
+    assert main(["evolve", "small", *TINY, "--run", str(copied_run), "--json"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["population_hash"] == json.loads((copied_run / "summary.json").read_text())["population_hash"]
+    assert document["champion"] == str(copied_run / "champion")
+    assert {"table", "results", "seconds", "generations", "run_folder", "summary"} <= document.keys()
+    assert captured.err == ""
+
+
+def test_quiet_prints_only_the_table(copied_run, capsys):
+    assert main(["resume", str(copied_run), "--quiet"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0].split()[:2] == ["tokens", "memory"]
+    assert all(line.startswith("256 ") for line in lines[1:])
+    assert captured.err == ""
+
+
+def test_a_finished_run_can_be_extended_and_ends_like_a_longer_one(copied_run, tmp_path, capsys):
+    assert main(["resume", str(copied_run), "--generations", "3", "evaluation.rivals=[]", "--json"]) == 0
+    extended = json.loads(capsys.readouterr().out)
+    longer = [*TINY, "search.generations=3", "evaluation.rivals=[]"]
+    assert main(["evolve", "small", *longer, "--run", str(tmp_path / "longer"), "--json"]) == 0
+    assert extended["population_hash"] == json.loads(capsys.readouterr().out)["population_hash"]
+    assert [attempt.attempt for attempt in read_journal(copied_run).attempts] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["search.population=6"], "search.population (was 4) changed"),
+        (["--generations", "1"], "search.generations is 1, but the run in"),
+        (["searhc.generations=3"], "unknown key 'searhc': did you mean 'search'?"),
+    ],
+)
+def test_resume_refuses_what_decides_the_trajectory(words, told, copied_run, capsys):
+    before = (copied_run / "journal.jsonl").read_bytes()
+    assert main(["resume", str(copied_run), *words]) == 2
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert captured.err.count("\n") == 1
+    assert (copied_run / "journal.jsonl").read_bytes() == before
+
+
+def test_resume_needs_a_run(tmp_path, capsys):
+    assert main(["resume", str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
+def test_a_second_driver_is_told_of_the_first_and_may_take_over(copied_run, capsys):
+    foreign = {"host": "another-machine", "pid": 1, "since": "2026-01-01T00:00:00+00:00"}
+    (copied_run / "driver.lock").write_text(json.dumps(foreign))
+    assert main(["resume", str(copied_run)]) == 2
+    assert f"namm resume {copied_run} --takeover" in capsys.readouterr().err
+    assert main(["resume", str(copied_run), "--takeover", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(
+    number, code, finished_run, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    done = interrupted_run(folder, number)
+    assert (done.returncode, done.stdout) == (code, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("namm: interrupted; every finished unit is safe; go on with: ")
+    assert last.endswith(f"namm resume {folder}")
+    assert "Traceback" not in done.stderr
+    assert main(["evolve", "small", *TINY, "--run", str(folder), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["population_hash"] == finished_run.summary["population_hash"]
+    assert summary["genome_sha256"] == finished_run.summary["genome_sha256"]
+
+
+@pytest.mark.cluster
+def test_sigterm_ends_a_run_on_ray_as_orderly(tmp_path):
+    words = ["cluster.address=null", "cluster.workers=1", "search.generations=50"]
+    done = interrupted_run(tmp_path / "run", signal.SIGTERM, *words)
+    assert done.returncode == 143
+    assert done.stderr.splitlines()[-1].endswith(f"namm resume {tmp_path / 'run'}")
+    assert "SIGTERM received" not in done.stderr  # as Ray's own handler has it, before it aborts
+
+
+def test_a_resumed_run_says_that_it_is_one(copied_run, capsys):
+    assert main(["resume", str(copied_run), "search.generations=3"]) == 0
+    assert capsys.readouterr().err.startswith(f"resuming the run in {copied_run}: 2 of 3 generations are done\n")
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(finished_run, tmp_path, capsys):
+    def allow_small_files_only():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    folder = tmp_path / "run"
+    command = [*NAMM, "evolve", "small", *TINY, "--run", str(folder), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=allow_small_files_only, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("namm: error: cannot write ")
+    assert done.stderr.count("\n") == 1
+    assert "resume the run" in done.stderr
+    assert main(["resume", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["population_hash"] == finished_run.summary["population_hash"]
+
+
+def test_output_of_libraries_never_reaches_standard_output(copied_run):
+    command = [*NAMM, "resume", str(copied_run), "tracking.enabled=true", "--generations", "3", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}, check=True)
+    json.loads(done.stdout)
+    assert done.stderr == ""

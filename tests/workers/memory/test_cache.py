@@ -1,0 +1,187 @@
+"""The cache that forgets, as transformers and a user see it: positions, lengths, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache, GptOssConfig, GptOssForCausalLM
+
+from tests.workers.memory.tiny import (
+    drive,
+    held_positions,
+    largest_difference,
+    random_ids,
+    rival,
+    tiny_model,
+    tiny_namm,
+    tiny_settings,
+)
+from workers.memory.attention import memory_attached
+from workers.memory.cache import MemoryCache
+from workers.memory.errors import UnsupportedUseError
+from workers.memory.memory import Decision, KeepAll, Memory
+
+
+def test_get_seq_length_is_the_number_of_tokens_seen_not_held():
+    _, cache = drive(tiny_model(), rival("recent", 5), random_ids(1, 80), cuts=(3, 40))
+    assert [cache.get_seq_length(layer) for layer in range(2)] == [80, 80]
+    assert cache.held_tokens().tolist() == [[[5, 5], [5, 5]]]
+
+
+def test_keys_and_values_of_the_first_layer_are_the_plain_models_at_the_positions_held():
+    """The first layer reads embeddings, which no eviction changes: ten evictions must leave its keys as they were."""
+    model, ids = tiny_model(), random_ids(2, 83)
+    plain = DynamicCache()
+    with torch.no_grad():
+        model(ids, past_key_values=plain)
+    _, cache = drive(model, tiny_namm(tiny_settings(heads="ragged")), ids, cuts=range(0, 83, 7)[1:])
+    slots = cache.layers[0].held.at_work()
+    for row, heads in enumerate(held_positions(cache)[0]):
+        for head, positions in enumerate(heads):
+            assert positions == sorted(set(positions))
+            assert positions[-1] == 82
+            for name in ("keys", "values"):
+                ours = getattr(slots, name)[row, head, -len(positions) :]
+                theirs = getattr(plain.layers[0], name)[row, head, positions]
+                assert largest_difference(ours, theirs) < 1e-5
+
+
+class Watcher(Memory):
+    """Evicts like another memory and remembers every attention row that it was shown."""
+
+    reads_attention = True
+
+    def __init__(self, other: Memory) -> None:
+        self.other, self.update_every, self.rows = other, other.update_every, []
+
+    def empty_trace_channels(self) -> int:
+        return self.other.empty_trace_channels()
+
+    def observe(self, trace, attention):
+        assert attention.shape[0::3] == trace.shape[0:3:2]  # a weight for each slot
+        self.rows.append(attention)
+        return self.other.observe(trace, attention)
+
+    def decide(self, view) -> Decision:
+        return self.other.decide(view)
+
+
+@pytest.mark.parametrize("heads", ["even", "ragged"])
+def test_attention_sums_to_one_and_stays_sharp_after_ten_evictions(heads):
+    """Fixed masks over a cache that shrank have made attention silently uniform in published systems."""
+    model, ids = tiny_model(), random_ids(2, 96)
+    watcher, plain = Watcher(tiny_namm(tiny_settings(heads=heads))), Watcher(KeepAll(tiny_namm(tiny_settings())))
+    _, cache = drive(model, watcher, ids, cuts=range(1, 96))
+    drive(model, plain, ids, cuts=range(1, 96))
+    assert cache.held_tokens().max() < 60
+    for weights in watcher.rows:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 1))
+    late = watcher.rows[-2 * 10 :]
+    entropy = [-(w * w.clamp(min=1e-12).log()).sum(-1) / max(1.0, torch.tensor(w.shape[-1]).log()) for w in late]
+    assert torch.cat(entropy).mean() < 0.8  # 1 is uniform
+    # The newest token's own weight does not drown: a misaligned mask would spread it.
+    own = [torch.stack([w[..., -1].mean() for w in memory.rows]).mean() for memory in (watcher, plain)]
+    assert own[0] > own[1]
+
+
+def test_a_padded_batch_is_refused():
+    model, ids = tiny_model(), random_ids(2, 12)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    with memory_attached(model, rival("recent", 5)) as cache, pytest.raises(UnsupportedUseError, match="padded"):
+        model(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+
+
+def test_a_hand_made_attention_mask_is_refused():
+    model, ids = tiny_model(), random_ids(1, 12)
+    mask = torch.zeros(1, 1, 12, 12)
+    with memory_attached(model, rival("recent", 5)) as cache, pytest.raises(UnsupportedUseError, match="4-D"):
+        model(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+
+
+def test_beam_search_is_refused():
+    model, ids = tiny_model(), random_ids(1, 12)
+    with memory_attached(model, rival("recent", 5)) as cache, pytest.raises(UnsupportedUseError, match="num_beams=1"):
+        model.generate(ids, past_key_values=cache, num_beams=2, max_new_tokens=4)
+
+
+def test_cropping_is_refused():
+    _, cache = drive(tiny_model(), rival("recent", 5), random_ids(1, 12))
+    with pytest.raises(UnsupportedUseError, match="cropped"):
+        cache.crop(-1)
+    with pytest.raises(UnsupportedUseError, match="cropped"):
+        cache.layers[0].crop(-1)
+
+
+def test_a_call_without_the_cache_is_refused_inside_the_with_block():
+    model, ids = tiny_model(), random_ids(1, 12)
+    with memory_attached(model, rival("recent", 5)):
+        for arguments in ({}, {"use_cache": False}, {"past_key_values": DynamicCache()}):
+            with pytest.raises(UnsupportedUseError, match="past_key_values=cache"):
+                model(ids, **arguments)
+        with pytest.raises(UnsupportedUseError, match="past_key_values=cache"):
+            model.generate(ids, max_new_tokens=2)
+
+
+def test_the_cache_is_refused_outside_the_with_block():
+    """The model's own attention would read the new tokens alone and answer nonsense without a word."""
+    model, ids = tiny_model(), random_ids(1, 12)
+    with memory_attached(model, rival("recent", 5)) as cache:
+        before = model(ids, past_key_values=cache, use_cache=True).logits
+    with pytest.raises(UnsupportedUseError, match="inside the `with"):
+        model(ids[:, :1], past_key_values=cache, use_cache=True)
+    assert torch.equal(drive(model, rival("recent", 5), ids)[0], before)
+
+
+def test_a_cache_passed_to_another_model_than_the_attached_one_is_refused():
+    model, other, ids = tiny_model(), tiny_model(seed=1), random_ids(1, 12)
+    with (
+        memory_attached(model, rival("recent", 5)) as cache,
+        pytest.raises(UnsupportedUseError, match="inside the `with"),
+    ):
+        other(ids, past_key_values=cache, use_cache=True)
+    assert other(ids).logits.isfinite().all()
+
+
+def test_attention_sinks_are_refused():
+    config = GptOssConfig(
+        vocab_size=61, hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = GptOssForCausalLM(config).eval()
+    with memory_attached(model, rival("recent", 5)) as cache, pytest.raises(UnsupportedUseError, match="s_aux"):
+        model(random_ids(1, 12), past_key_values=cache, use_cache=True)
+
+
+def test_reset_starts_over_with_any_number_of_rows():
+    model, memory = tiny_model(), rival("recent", 5)
+    fresh, expected = drive(model, memory, random_ids(3, 30))
+    with memory_attached(model, memory) as cache:
+        model(random_ids(2, 20), past_key_values=cache, use_cache=True)
+        cache.reset()
+        assert (cache.get_seq_length(), cache.cache_bytes) == (0, 0)
+        again = model(random_ids(3, 30), past_key_values=cache, use_cache=True).logits
+    assert largest_difference(again.detach(), fresh) < 1e-6
+    assert cache.meter.area.tolist() == expected.meter.area.tolist()
+    assert cache.meter.peak.tolist() == expected.meter.peak.tolist()
+
+
+def test_an_empty_cache_has_no_bytes_and_no_tokens():
+    cache = MemoryCache(KeepAll(), 2)
+    assert (cache.cache_bytes, cache.state_bytes, cache.get_seq_length()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_keep_everything_like_the_plain_model(dtype):
+    model, ids = tiny_model().to(dtype), random_ids(2, 40)
+    with torch.no_grad():
+        plain = model(ids).logits
+    settings = tiny_settings(heads="ragged")
+    memory = tiny_namm(settings).with_genome(torch.zeros(1, settings.genome_size))
+    logits, cache = drive(model, memory, ids, cuts=(9, 10, 30))
+    assert largest_difference(logits.float(), plain.float()) < 0.1
+    assert cache.layers[0].held.keys.dtype == dtype
+    assert cache.layers[0].held.trace.dtype == torch.float32
+    evicting, _ = drive(model, tiny_namm(settings), ids)
+    assert evicting.isfinite().all()
