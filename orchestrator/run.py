@@ -58,6 +58,8 @@ def run(
             journal = stack.enter_context(_open_journal(config, folder, takeover=takeover))
             tracker = stack.enter_context(_tracker(config, folder))
         _log_tasks(config, tracker)
+        for record in journal.generations():  # a driver that was killed may have committed what it did not log
+            tracker.log_metrics(record.generation, record.metrics, record.timestamp_ms)
         parts = Parts(
             config=config,
             fleet=fleet,

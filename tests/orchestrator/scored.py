@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from workers.memory.specs import NammSpec
 from workers.unit import FeatureStatistics, ScoredUnit, Unit
 
 LAYERS, KV_HEADS, SEEN_TOKENS = 2, 3, 100
@@ -44,4 +45,5 @@ def _statistics(unit: Unit) -> FeatureStatistics:
 def feature_pool(unit: Unit) -> np.ndarray:
     """The features ``[tokens, features]`` that a full-cache pass met in a unit."""
     rng = np.random.default_rng([ord(unit.task[-1]), *unit.examples])
-    return rng.normal(loc=unit.examples[0], size=(5 + len(unit.examples), 4))
+    num_features = unit.memory.settings.num_features if isinstance(unit.memory, NammSpec) else 4
+    return rng.normal(loc=unit.examples[0], size=(5 + len(unit.examples), num_features))

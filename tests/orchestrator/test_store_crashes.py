@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import subprocess
 import sys
@@ -14,36 +13,8 @@ import pytest
 
 from orchestrator.errors import StorageError
 from orchestrator.store import Store
+from tests.orchestrator.disk import Disk, Killed
 from tests.orchestrator.test_store import bits, generation_fitness, scored_unit
-
-
-class Killed(BaseException):
-    """Nothing in the store may clean up after it, as nothing does after SIGKILL."""
-
-
-class Disk:
-    """Counts the steps that change what is on disk, and fails at one of them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.steps = 0
-        self.fail_at: int | None = None
-        self.failure: Callable[[], BaseException] = Killed
-        self.fails_after_the_step = False
-        monkeypatch.setattr(os, "fsync", self._counted(lambda _: None))  # counted, not waited for
-        for owner, name in ((os, "replace"), (Path, "unlink"), (Path, "mkdir")):
-            monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
-
-    def _counted(self, step: Callable[..., object]) -> Callable[..., object]:
-        def counted(*arguments: object, **options: object) -> object:
-            self.steps += 1
-            if self.steps - 1 != self.fail_at:
-                return step(*arguments, **options)
-            if self.fails_after_the_step:
-                step(*arguments, **options)
-            raise self.failure()
-
-        return counted
-
 
 UNITS_TO_DRIVE = [scored_unit(with_statistics=True), scored_unit(examples=(1, 2)), scored_unit(candidates=(2, 3))]
 LATER_UNIT = scored_unit(memory_name="h2o-layer")
