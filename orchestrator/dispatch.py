@@ -22,6 +22,9 @@ DEATHS_PER_UNIT = 2
 LOSSES_PER_UNIT = 8
 """The same with losses of whole machines counted: a unit that brings machines down cannot go on for ever."""
 
+COPIES_PER_UNIT = 2
+"""Workers that may hold the same unit at the same time, when the first is slow and the second has nothing to do."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady:
@@ -57,7 +60,19 @@ class WorkerLost:
     """Whether its whole machine went: hardly the unit's doing."""
 
 
-Event = WorkerReady | UnitScored | UnitFailed | WorkerLost
+@dataclass(frozen=True, slots=True)
+class UnitSlow:
+    """A unit in work takes much longer than was to be expected."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """The driver has to go soon: what is in flight may come back, nothing else goes out."""
+
+
+Event = WorkerReady | UnitScored | UnitFailed | WorkerLost | UnitSlow | DrainAsked
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +104,12 @@ class Finished:
     """Every unit is scored or set aside."""
 
 
-Command = Score | Replace | Quarantine | Finished
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Nothing is in flight any more, and nothing will be."""
+
+
+Command = Score | Replace | Quarantine | Finished | Drained
 
 
 class InvalidEventError(Exception):
@@ -109,7 +129,8 @@ class _Record:
 class Dispatch:
     """The decisions of one round of units.
 
-    Every unit is in exactly one place: waiting, in flight on one worker, scored, or set aside.
+    Every unit is in exactly one place: waiting, in flight, scored, or set aside. In flight it is on one worker, or on
+    two when the first was slow: whichever comes back first counts, the other is late and is ignored.
     """
 
     def __init__(self, keys: Sequence[str], *, num_workers: int, attempts_per_unit: int) -> None:
@@ -126,15 +147,21 @@ class Dispatch:
         self._attempts_per_unit = attempts_per_unit
         self._waiting = deque(keys)
         self._in_flight: dict[Worker, list[str]] = {}  # by living worker, oldest first: that one is in work
+        self._slow: list[str] = []
         self._scored: set[str] = set()
         self._quarantined: set[str] = set()
         self._records = {key: _Record() for key in keys}
         self._num_retries = 0
+        self._is_draining = False
 
     @property
     def num_retries(self) -> int:
         """Times that a unit went back to waiting."""
         return self._num_retries
+
+    def is_scored(self, key: str) -> bool:
+        """Whether a unit has come back: a second copy of it is late."""
+        return key in self._scored
 
     def handle(self, event: Event) -> list[Command]:
         """Take in what happened; gives what to do about it, in order.
@@ -151,20 +178,28 @@ class Dispatch:
                 commands = self._unit_failed(worker, key, message)
             case WorkerLost():
                 commands = self._worker_lost(event)
-        commands += self._assign()
+            case UnitSlow(key):
+                commands = self._unit_slow(key)
+            case DrainAsked():
+                self._is_draining, commands = True, []
+        if not self._is_draining:
+            commands += self._assign()
         if len(self._scored) + len(self._quarantined) == len(self._records):
             commands.append(Finished())
+        elif self._is_draining and not any(self._in_flight.values()):
+            commands.append(Drained())
         return commands
 
     def validate(self) -> None:
         """Assert the invariants; for tests."""
-        places = [*self._waiting, *self._scored, *self._quarantined]
-        places += [key for queue in self._in_flight.values() for key in queue]
+        held = [key for queue in self._in_flight.values() for key in queue]
+        places = [*self._waiting, *self._scored, *self._quarantined, *(set(held) - self._scored)]
         assert sorted(places) == sorted(self._records), "a unit is lost, or in two places"
+        assert all(held.count(key) <= COPIES_PER_UNIT for key in held), "too many copies of a unit"
         assert all(len(queue) <= UNITS_IN_FLIGHT for queue in self._in_flight.values()), "too many units in flight"
         for key, record in self._records.items():
             assert len(record.story) == len(record.failed_on) + record.num_losses
-            if key not in self._quarantined:
+            if key in self._waiting:
                 assert not self._is_spent(record), f"{key} has no attempt left"
 
     def _worker_ready(self, worker: Worker) -> list[Command]:
@@ -178,8 +213,17 @@ class Dispatch:
         self._scored.add(key)
         return []
 
+    def _unit_slow(self, key: str) -> list[Command]:
+        if key not in self._records:
+            raise InvalidEventError(f"unit {key} is slow but is not a unit of this round")
+        if key not in self._slow:
+            self._slow.append(key)
+        return []
+
     def _unit_failed(self, worker: Worker, key: str, message: str) -> list[Command]:
         self._take_back(worker, key)
+        if key in self._scored:
+            return []
         record = self._records[key]
         record.failed_on.append(worker)
         record.story.append(f"on worker {worker}: {message}")
@@ -189,7 +233,7 @@ class Dispatch:
         if event.worker not in self._in_flight:
             raise InvalidEventError(f"worker {event.worker} is lost but was never ready, or lost before")
         units = self._in_flight.pop(event.worker)
-        if units:
+        if units and units[0] not in self._scored:
             record = self._records[units[0]]
             record.num_losses += 1
             record.num_deaths += not event.with_its_machine
@@ -204,9 +248,14 @@ class Dispatch:
         queue.remove(key)
 
     def _try_again(self, keys: Sequence[str]) -> list[Command]:
-        """Let units wait in front of all others, so that a bad one is found out early, or set them aside."""
+        """Let units wait in front of all others, so that a bad one is found out early, or set them aside.
+
+        One that has come back, or may still come back from another worker, is left as it is.
+        """
         commands: list[Command] = []
         for key in reversed(keys):
+            if key in self._scored or self._holders(key):
+                continue
             record = self._records[key]
             if self._is_spent(record):
                 self._quarantined.add(key)
@@ -231,6 +280,7 @@ class Dispatch:
         """
         idle = [worker for worker, queue in self._in_flight.items() if not queue]
         commands = self._hand_out(idle, keep=0)
+        commands += self._copy([worker for worker in idle if not self._in_flight[worker]])
         with_room = [worker for worker, queue in self._in_flight.items() if 0 < len(queue) < UNITS_IN_FLIGHT]
         return commands + self._hand_out(with_room, keep=self._num_workers)
 
@@ -244,6 +294,25 @@ class Dispatch:
                 self._in_flight[worker].append(key)
                 commands.append(Score(worker, key))
         return commands
+
+    def _copy(self, idle: Sequence[Worker]) -> list[Command]:
+        """Second copies for workers without work: of units stuck behind a long one, then of slow ones."""
+        stuck = [key for queue in self._in_flight.values() for key in queue[1:]] if idle else []
+        commands: list[Command] = []
+        for worker in idle:
+            key = next((key for key in (*stuck, *self._slow) if self._may_be_copied(key)), None)
+            if key is not None:
+                self._in_flight[worker].append(key)
+                commands.append(Score(worker, key))
+        return commands
+
+    def _may_be_copied(self, key: str) -> bool:
+        """Whether a unit is open on one worker; one that has failed or killed before is not given to two at a time."""
+        is_open = key not in self._scored and 0 < self._holders(key) < COPIES_PER_UNIT
+        return is_open and not self._records[key].story
+
+    def _holders(self, key: str) -> int:
+        return sum(key in queue for queue in self._in_flight.values())
 
     def _suits(self, worker: Worker, key: str) -> bool:
         """Whether a worker may take a unit: one that failed goes to another worker, where there is another."""

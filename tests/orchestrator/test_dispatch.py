@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from orchestrator.dispatch import (
     Dispatch,
+    DrainAsked,
+    Drained,
     Finished,
     InvalidEventError,
     Quarantine,
@@ -14,6 +16,7 @@ from orchestrator.dispatch import (
     Score,
     UnitFailed,
     UnitScored,
+    UnitSlow,
     WorkerLost,
     WorkerReady,
 )
@@ -181,6 +184,81 @@ def test_a_unit_cannot_come_back_twice(dispatching):
         dispatch.handle(UnitScored(0, "a"))
 
 
+def test_a_slow_unit_gets_a_second_copy_when_a_worker_has_nothing_to_do(dispatching):
+    dispatch = dispatching("ab")
+    dispatch.handle(WorkerReady(0))
+    dispatch.handle(WorkerReady(1))
+    assert dispatch.handle(UnitSlow("a")) == []
+    assert dispatch.handle(UnitScored(1, "b")) == [Score(1, "a")]
+    assert dispatch.handle(WorkerReady(2)) == [], "two copies are enough"
+    assert dispatch.handle(UnitScored(1, "a")) == [Finished()]
+    assert dispatch.num_retries == 0
+
+
+def test_of_two_copies_the_first_counts_and_the_late_one_is_ignored(dispatching):
+    dispatch = dispatching("abc", num_workers=2)
+    dispatch.handle(WorkerReady(0))
+    dispatch.handle(WorkerReady(1))
+    dispatch.handle(UnitSlow("a"))
+    dispatch.handle(UnitScored(1, "b"))
+    assert dispatch.handle(WorkerReady(2)) == [Score(2, "a")]
+    assert not dispatch.is_scored("a")
+    dispatch.handle(UnitScored(2, "a"))
+    assert dispatch.is_scored("a")
+    assert dispatch.handle(UnitFailed(0, "a", "too late to matter")) == []
+    assert dispatch.handle(UnitScored(1, "c")) == [Finished()]
+
+
+def test_losing_a_worker_with_one_of_two_copies_leaves_the_unit_to_the_other(dispatching):
+    dispatch = dispatching("ab")
+    dispatch.handle(WorkerReady(0))
+    dispatch.handle(WorkerReady(1))
+    dispatch.handle(UnitSlow("a"))
+    dispatch.handle(UnitScored(1, "b"))
+    assert dispatch.handle(WorkerLost(0, "killed")) == [Replace(0)]
+    assert dispatch.num_retries == 0
+    assert dispatch.handle(UnitScored(1, "a")) == [Finished()]
+
+
+def test_a_unit_that_kills_both_workers_that_hold_it_is_set_aside(dispatching):
+    dispatch = dispatching("ab")
+    dispatch.handle(WorkerReady(0))
+    dispatch.handle(WorkerReady(1))
+    dispatch.handle(UnitSlow("a"))
+    dispatch.handle(UnitScored(1, "b"))
+    dispatch.handle(WorkerLost(0, "killed"))
+    story = ("worker 0 was lost: killed", "worker 1 was lost: killed too")
+    assert dispatch.handle(WorkerLost(1, "killed too")) == [Replace(1), Quarantine("a", story), Finished()]
+
+
+def test_a_unit_stuck_behind_a_long_one_is_copied_at_once(dispatching):
+    """1. Worker 0 holds a, and b behind it; 2. worker 1 comes late and finds nothing waiting."""
+    dispatch = dispatching("abc")
+    dispatch.handle(WorkerReady(0))
+    assert dispatch.handle(WorkerReady(1)) == [Score(1, "c")]
+    assert dispatch.handle(UnitScored(1, "c")) == [Score(1, "b")]
+
+
+def test_draining_hands_nothing_out_and_ends_when_nothing_is_in_flight(dispatching):
+    dispatch = dispatching("abcde", num_workers=2)
+    dispatch.handle(WorkerReady(0))
+    dispatch.handle(WorkerReady(1))
+    assert dispatch.handle(DrainAsked()) == []
+    assert dispatch.handle(UnitScored(1, "c")) == []
+    assert dispatch.handle(WorkerLost(0, "killed")) == [Replace(0), Drained()]
+
+
+def test_draining_at_the_last_unit_finishes_the_round(dispatching):
+    dispatch = dispatching("a")
+    dispatch.handle(WorkerReady(0))
+    dispatch.handle(DrainAsked())
+    assert dispatch.handle(UnitScored(0, "a")) == [Finished()]
+
+
+def test_draining_before_the_first_unit_ends_at_once(dispatching):
+    assert dispatching("a").handle(DrainAsked()) == [Drained()]
+
+
 def test_units_need_different_keys():
     with pytest.raises(ValueError, match="3 units have only 2 different keys"):
         Dispatch(["a", "b", "a"], num_workers=1, attempts_per_unit=2)
@@ -189,13 +267,15 @@ def test_units_need_different_keys():
 class Simulation:
     """A fleet in virtual time: units take a while, raise or kill; workers die and are replaced after a delay."""
 
-    def __init__(self, durations, *, workers, deadly=(), raising=(), deaths=(), delay=1.0):
+    def __init__(self, durations, *, workers, deadly=(), raising=(), deaths=(), delay=1.0, patience=None, drain_at=None):
+        """``durations`` by unit, or by (unit, worker) for a worker that is slower than others."""
         self.durations = durations
+        self.patience = patience
         self.deadly, self.raising = set(deadly), set(raising)
         self.dispatch = Dispatch(list(durations), num_workers=workers, attempts_per_unit=2)
         self.queues = {}
         self.scored, self.quarantined, self.blamed = [], [], []
-        self.is_finished = False
+        self.is_finished = self.is_drained = False
         self.now = 0.0
         self.delay = delay
         self._numbers = itertools.count()
@@ -205,9 +285,11 @@ class Simulation:
             self._at(0.1 * i, self._arrive)
         for time, with_machine in deaths:
             self._at(time, self._die_at_random, with_machine)
+        if drain_at is not None:
+            self._at(drain_at, self._drain)
 
     def run(self):
-        while not self.is_finished:
+        while not self.is_finished and not self.is_drained:
             self.now, _, action, *arguments = heapq.heappop(self._heap)
             action(*arguments)
         return self
@@ -240,6 +322,8 @@ class Simulation:
                 self.quarantined.append(key)
             case Finished():
                 self.is_finished = True
+            case Drained():
+                self.is_drained = True
 
     def _arrive(self):
         worker = next(self._numbers)
@@ -248,7 +332,18 @@ class Simulation:
 
     def _begin(self, worker):
         key = self.queues[worker][0]
-        self._at(self.now + self.durations[key], self._end, worker, key)
+        duration = self.durations[key]
+        self._at(self.now + duration, self._end, worker, key)
+        if self.patience is not None and duration > self.patience:
+            self._at(self.now + self.patience, self._find_slow, worker, key)
+
+    def _find_slow(self, worker, key):
+        if self.queues.get(worker, [])[:1] == [key]:
+            self._tell(UnitSlow(key))
+
+    def _drain(self):
+        self.drained_at = self.now
+        self._tell(DrainAsked())
 
     def _end(self, worker, key):
         if self.queues.get(worker, [])[:1] != [key]:
@@ -262,7 +357,8 @@ class Simulation:
         if key in self.raising:
             self._tell(UnitFailed(worker, key, "raised"))
         else:
-            self.scored.append(key)
+            if not self.dispatch.is_scored(key):
+                self.scored.append(key)
             self._tell(UnitScored(worker, key))
 
     def _die_at_random(self, with_machine):
@@ -285,11 +381,16 @@ def schedules(draw):
         raising=draw(st.lists(st.sampled_from(keys), max_size=2)),
         deaths=draw(st.lists(st.tuples(st.floats(0, 20), st.booleans()), max_size=12)),
         delay=draw(st.sampled_from([0.0, 0.3, 5.0])),
+        patience=draw(st.sampled_from([None, 0.2, 2.0])),
+        drain_at=draw(st.none() | st.floats(0, 20)),
     )
 
 
 def run_and_check(simulation):
     simulation.run()
+    assert len(set(simulation.scored)) == len(simulation.scored), "a unit counted twice"
+    if simulation.is_drained:
+        return
     assert sorted(simulation.scored + simulation.quarantined) == sorted(simulation.durations)
     bad = simulation.deadly | simulation.raising
     assert bad <= set(simulation.quarantined)
