@@ -17,7 +17,8 @@ from typing import Any
 Row = dict[str, Any]
 
 FIRST = ("full", "namm", "one-head")
-CELLS = (("exact", "{:.3f}"), ("graded", "{:.3f}"), ("graded_ratio", "{:.1%}"), ("kept_ratio", "{:.1%}"))
+CELLS = (("exact", "{:.3f}"), ("graded_ratio", "{:.1%}"), ("kept_ratio", "{:.1%}"))
+SIZES = ("mean_bytes", "peak_bytes", "state_bytes")
 
 
 def run_seed(preset: str, seed: int, overrides: list[str]) -> dict[str, Any]:
@@ -34,13 +35,13 @@ def table(summaries: list[dict[str, Any]], *, all_splits: bool = False) -> list[
     for summary in summaries:
         for row in summary["table"]:
             groups.setdefault(row["length"], {}).setdefault(row["name"], []).append(row)
-    lines = ["| tokens | memory | exact | graded | of full | kept | mean KB | peak KB |"]
-    lines.append("|---:|---|---|---|---|---|---:|---:|")
+    lines = ["| tokens | memory | exact | graded, of full | kept | mean KB | peak KB | state KB |"]
+    lines.append("|---:|---|---|---|---|---:|---:|---:|")
     for length, by_name in sorted(groups.items()):
         names = sorted(by_name, key=lambda name: _place(name, by_name[name]))
         for name in names if all_splits else _best_splits(names):
             cells = [_spread([row[key] for row in by_name[name]], form) for key, form in CELLS]
-            sizes = [f"{_median(by_name[name], key) / 1024:,.0f}" for key in ("mean_bytes", "peak_bytes")]
+            sizes = [f"{_median(by_name[name], key) / 1024:,.0f}" for key in SIZES]
             lines.append(f"| {length:,} | {name} | {' | '.join(cells + sizes)} |")
     return lines
 
@@ -62,7 +63,8 @@ def _median(rows: list[Row], key: str) -> float:
 
 
 def _spread(values: list[float], form: str) -> str:
-    return f"{form.format(statistics.median(values))} ({form.format(min(values))} to {form.format(max(values))})"
+    low, median, high = (form.format(value) for value in (min(values), statistics.median(values), max(values)))
+    return median if low == high else f"{median} ({low}–{high})"
 
 
 def main() -> None:
