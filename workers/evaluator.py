@@ -5,8 +5,9 @@ The result of a unit depends on the unit alone, never on what ran before it.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,9 @@ from workers.memory.memory import Memory
 from workers.memory.namm import StatisticsPass
 from workers.memory.specs import MemorySpec, NammSpec, RivalSpec
 from workers.settings import ModelSettings
-from workers.unit import FeatureStatistics, ScoredUnit, Unit
+from workers.unit import FeatureStatistics, ScoredUnit, Unit, join, split
+
+_logger = logging.getLogger(__name__)
 
 Span = tuple[int, int]
 
@@ -94,13 +97,35 @@ class Evaluator:
     def __init__(self, language_model: LanguageModel, tasks: dict[str, Task]) -> None:
         self.language_model = language_model
         self.tasks = tasks
+        self.limits: MutableMapping[str, int] = {}
+        """Most (candidate, example) pairs at once, by task, where the accelerator had no room for a whole unit."""
 
     def score(self, unit: Unit) -> ScoredUnit:
         """Score one shard of examples under a block of candidates.
 
+        Where the accelerator has no room for all of it at once, it is scored in pieces, and the size that fits is
+        remembered in ``limits``. Scores may then differ in the last bits from those of an accelerator with more room.
+
         Raises:
             ValueError: the unit names an unknown task, or an example is too long for the model.
+            torch.OutOfMemoryError: there is no room for one example under one candidate, or for a unit of which
+                statistics are gathered.
         """
+        num_rows = len(unit.candidates) * len(unit.examples)
+        while True:
+            most_rows = min(self.limits.get(unit.task, num_rows), num_rows)
+            is_whole = most_rows == num_rows or unit.record_statistics
+            try:
+                return join(unit, [self._score(piece) for piece in ([unit] if is_whole else split(unit, most_rows))])
+            except torch.OutOfMemoryError:
+                if most_rows == 1 or unit.record_statistics:
+                    raise
+                self.limits[unit.task] = most_rows // 2
+            # Only now, without the exception, are the tensors of the attempt free.
+            _logger.warning("%s: no room for %d rows at once; trying %d", unit.key, most_rows, most_rows // 2)
+            torch.cuda.empty_cache()
+
+    def _score(self, unit: Unit) -> ScoredUnit:
         started = time.perf_counter()
         examples = self._examples(unit)
         memory: Memory = (

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -96,18 +98,36 @@ def load_language_model(settings: ModelSettings) -> LanguageModel:
         "local_files_only": folder is not None or bool(os.environ.get("HF_HUB_OFFLINE")),
         "trust_remote_code": settings.trust_remote_code,
     }
-    try:
+    with _said_in_one_line(f"cannot load {settings.path_or_id!r}"):
         config = AutoConfig.from_pretrained(source, **common)
-        _rescale_rope(config, settings)
-        with _without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=getattr(torch, settings.dtype), use_safetensors=True, **common
-            )
+    _rescale_rope(config.get_text_config(decoder=True), settings)
+    with _said_in_one_line(f"cannot load {settings.path_or_id!r}"), _without_progress_bars():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=getattr(torch, settings.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **common,
+        )
+    if missing := sorted(report["missing_keys"]):  # transformers has made random ones up, with a mere warning
+        raise ModelError(
+            f"model.path_or_id: cannot load {settings.path_or_id!r}: {len(missing)} of its weights are in no file, "
+            f"{missing[0]} the first of them: fetch the model again"
+        )
+    with _said_in_one_line(f"cannot load the tokenizer of {settings.path_or_id!r}"):
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"model.path_or_id: cannot load {settings.path_or_id!r}: {first_line}") from error
     return LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer)
+
+
+@contextmanager
+def _said_in_one_line(what: str) -> Iterator[None]:
+    """Turns whatever transformers raises into a ModelError: its reasons and remedies, on one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"model.path_or_id: {what}: {reason}") from error
 
 
 @contextmanager
@@ -125,23 +145,24 @@ def _without_progress_bars() -> Iterator[None]:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # fails on `meta` too, where a model would have no weights
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]
         raise ModelError(f"model.device: {name!r} cannot be used here ({first_line}): try 'cpu'") from error
     return device
 
 
-def _rescale_rope(config: object, settings: ModelSettings) -> None:
+def _rescale_rope(text_config: Any, settings: ModelSettings) -> None:
     if settings.rope_ntk_factor is None:
         return
-    parameters = getattr(config, "rope_parameters", None)
-    if not isinstance(parameters, dict) or parameters.get("rope_type", "default") != "default":
+    parameters = getattr(text_config, "rope_parameters", None)
+    if not isinstance(parameters, dict) or parameters.get("rope_type") != "default":
         raise ModelError(
             f"model.rope_ntk_factor: {settings.path_or_id!r} has no plain rotary positions to rescale: "
             "remove the setting"
         )
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # type: ignore[attr-defined]
+    head_size = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
     parameters["rope_theta"] = ntk_rope_theta(
         parameters["rope_theta"], head_size, settings.rope_ntk_factor, settings.rope_ntk_alpha
     )
+    text_config.max_position_embeddings = round(text_config.max_position_embeddings * settings.rope_ntk_factor)

@@ -5,7 +5,9 @@ A unit goes out, a scored unit comes back: numbers, strings and numpy arrays, ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +42,18 @@ class Unit:
     """``[candidates, genome]``; ``[1, 0]`` for a memory without genomes."""
     record_statistics: bool = False
     """Whether the feature statistics of the unit are gathered (the full-cache pass)."""
+
+    def __post_init__(self) -> None:
+        """Refuses genomes that do not match the candidates: rows would be scored under somebody else's.
+
+        Raises:
+            ValueError: says how many of each came.
+        """
+        if len(self.genomes) != len(self.candidates):
+            raise ValueError(
+                f"the unit {self.key} has {len(self.candidates)} candidates, but {len(self.genomes)} genomes: "
+                "give each candidate its row"
+            )
 
     @property
     def key(self) -> str:
@@ -93,3 +107,31 @@ class ScoredUnit:
     seconds: float
     """Wall-clock time of the unit in its worker: information only, nothing may depend on it."""
     statistics: FeatureStatistics | None = None
+    is_declared: bool = False
+    """Whether the unit was set aside, and got declared scores of 0 instead of its own."""
+
+
+def split(unit: Unit, most_rows: int) -> list[Unit]:
+    """The unit in pieces of at most that many (candidate, example) pairs, whose rows follow one another."""
+    candidates = max(1, most_rows // len(unit.examples))
+    examples = min(most_rows, len(unit.examples))
+    return [
+        replace(
+            unit,
+            candidates=unit.candidates[first : first + candidates],
+            genomes=unit.genomes[first : first + candidates],
+            examples=unit.examples[start : start + examples],
+        )
+        for first in range(0, len(unit.candidates), candidates)
+        for start in range(0, len(unit.examples), examples)
+    ]
+
+
+def join(unit: Unit, pieces: Sequence[ScoredUnit]) -> ScoredUnit:
+    """The scored unit from its scored pieces, in order."""
+    rows: dict[str, Any] = {
+        field.name: np.concatenate([getattr(piece, field.name) for piece in pieces])
+        for field in fields(ScoredUnit)
+        if isinstance(getattr(pieces[0], field.name), np.ndarray)
+    }
+    return replace(pieces[0], key=unit.key, seconds=sum(piece.seconds for piece in pieces), **rows)

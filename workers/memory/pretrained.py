@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from workers.memory.build import build_memory
 from workers.memory.errors import MemoryFileError
@@ -22,6 +22,10 @@ from workers.memory.specs import NammSettings, NammSpec, Normalisation
 
 FORMAT = "namm-memory"
 FORMAT_VERSION = 1
+
+KEYS = {"format", "version", "settings", "normalisation", "origin"}
+"""What ``config.json`` holds."""
+RECOPY = "copy both files of the memory again"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,33 +43,39 @@ class PretrainedMemory:
         if self.genome.shape != (expected,):
             raise MemoryFileError(
                 f"the genome has {self.genome.size} numbers, its settings need {expected}: "
-                "it belongs to another architecture (hidden_size, window, recency_size)"
+                "use the settings (hidden_size, window, recency_size) that it was evolved with"
             )
         if not np.isfinite(self.genome).all():
-            raise MemoryFileError("the genome holds numbers that are not finite: the file is damaged")
+            raise MemoryFileError(f"the genome holds numbers that are not finite: {RECOPY}")
 
     def build(self) -> Memory:
         """The memory itself, to attach to a model."""
         return build_memory(self.spec, self.genome[None])
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write both files; an existing memory in ``folder`` is replaced, each file in one step."""
+        """Write both files; an existing memory in ``folder`` is replaced once both are safely on disk.
+
+        Raises:
+            MemoryFileError: they cannot be written there; what was there before is left as it was.
+        """
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        statistics = self.spec.normalisation
         document = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "settings": dataclasses.asdict(self.spec.settings),
-            "normalisation": dataclasses.asdict(statistics) if statistics else None,
+            "normalisation": dataclasses.asdict(self.spec.normalisation) if self.spec.normalisation else None,
             "origin": dict(self.origin),
         }
-        weights = target / "model.safetensors.tmp"
-        save_file({"genome": self.genome}, weights)
-        os.replace(weights, target / "model.safetensors")
-        config = target / "config.json.tmp"
-        config.write_text(json.dumps(document, indent=2) + "\n")
-        os.replace(config, target / "config.json")
+        contents = {
+            target / "model.safetensors": save({"genome": self.genome}),
+            target / "config.json": (json.dumps(document, indent=2) + "\n").encode(),
+        }
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            _replace_together(contents)
+        except OSError as error:
+            reason = error.strerror or error
+            raise MemoryFileError(f"cannot write {target} ({reason}): choose another folder, or make room") from error
 
     @staticmethod
     def from_pretrained(folder: str | os.PathLike[str]) -> PretrainedMemory:
@@ -74,33 +84,44 @@ class PretrainedMemory:
         Raises:
             MemoryFileError: a file is missing, damaged, of another format, version or architecture.
         """
-        source = Path(folder)
-        document = _read_config(source)
+        config, weights = Path(folder) / "config.json", Path(folder) / "model.safetensors"
+        document = _read_config(config)
         try:
-            settings = NammSettings(**document["settings"])
-            statistics = document["normalisation"]
-            normalisation = statistics and Normalisation(
-                mean=tuple(statistics["mean"]), variance=tuple(statistics["variance"])
-            )
-            if normalisation and not len(normalisation.mean) == len(normalisation.variance) == settings.num_bins:
-                raise ValueError(f"normalisation must have {settings.num_bins} means and variances")
+            settings = _settings(document["settings"])
+            normalisation = _normalisation(document["normalisation"], settings.num_bins)
+            origin = dict(document["origin"])
         except (KeyError, TypeError, ValueError) as error:
-            raise MemoryFileError(f"{source / 'config.json'} does not describe a memory: {error}") from error
-        return PretrainedMemory(
-            spec=NammSpec(settings=settings, normalisation=normalisation),
-            genome=_read_genome(source / "model.safetensors"),
-            origin=document.get("origin", {}),
-        )
+            raise MemoryFileError(f"{config} does not describe a memory ({error}): {RECOPY}") from error
+        genome = _read_genome(weights)
+        try:
+            return PretrainedMemory(NammSpec(settings=settings, normalisation=normalisation), genome, origin)
+        except MemoryFileError as error:
+            raise MemoryFileError(f"{weights}: {error}") from error
 
 
-def _read_config(source: Path) -> dict[str, Any]:
-    path = source / "config.json"
+def _replace_together(contents: Mapping[Path, bytes]) -> None:
+    """Write all of the files or none: a full disk must not leave the new genome beside the old settings."""
+    written = {path: path.with_name(f"{path.name}.tmp") for path in contents}
     try:
-        document = json.loads(path.read_text())
+        for path, temporary in written.items():
+            temporary.write_bytes(contents[path])
+        for path, temporary in written.items():
+            os.replace(temporary, path)
+    finally:
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise MemoryFileError(f"no memory in {source}: expected config.json and model.safetensors there") from error
+        raise MemoryFileError(
+            f"there is no memory in {path.parent}, because {path} is missing: "
+            "name a folder with config.json and model.safetensors"
+        ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MemoryFileError(f"cannot read {path}: {error}") from error
+        raise MemoryFileError(f"cannot read {path} ({error}): {RECOPY}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise MemoryFileError(f"{path} is not a saved memory (format {FORMAT!r} expected): is it a model's folder?")
     if document.get("version") != FORMAT_VERSION:
@@ -108,7 +129,28 @@ def _read_config(source: Path) -> dict[str, Any]:
             f"{path} has version {document.get('version')!r}, this program reads {FORMAT_VERSION}: "
             "install a matching one"
         )
+    if document.keys() != KEYS:
+        missing, unknown = sorted(KEYS - document.keys()), sorted(document.keys() - KEYS)
+        raise MemoryFileError(f"{path} lacks the keys {missing} and has the unknown {unknown}: {RECOPY}")
     return document
+
+
+def _settings(values: Mapping[str, Any]) -> NammSettings:
+    settings = NammSettings(**values)
+    for key in dataclasses.fields(settings):
+        value = getattr(settings, key.name)
+        if isinstance(key.default, int) and not isinstance(value, int):
+            raise ValueError(f"{key.name} must be a whole number, got {value!r}")
+    return settings
+
+
+def _normalisation(values: Mapping[str, Any] | None, num_bins: int) -> Normalisation | None:
+    if values is None:
+        return None
+    mean, variance = (tuple(map(float, values[name])) for name in ("mean", "variance"))
+    if not len(mean) == len(variance) == num_bins or not np.isfinite(mean + variance).all() or min(variance) < 0:
+        raise ValueError(f"normalisation must have {num_bins} finite means and variances of at least 0")
+    return Normalisation(mean, variance)
 
 
 def _read_genome(path: Path) -> npt.NDArray[np.float32]:
@@ -116,6 +158,6 @@ def _read_genome(path: Path) -> npt.NDArray[np.float32]:
         genome = load_file(path)["genome"]
     except FileNotFoundError as error:
         raise MemoryFileError(f"{path} is missing: copy it beside config.json") from error
-    except (OSError, SafetensorError, KeyError) as error:
-        raise MemoryFileError(f"{path} is damaged or holds no genome: {error}") from error
+    except (OSError, SafetensorError, KeyError, TypeError) as error:  # numpy has no bfloat16: that is a TypeError
+        raise MemoryFileError(f"{path} is damaged or holds no genome ({error}): {RECOPY}") from error
     return np.ascontiguousarray(genome, dtype=np.float32).reshape(-1)

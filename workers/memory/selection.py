@@ -12,9 +12,10 @@ def ranks(importance: Tensor, occupied: Tensor) -> Tensor:
     """Rank of every slot in its head, int64 ``[B, H, K]``: 0 for the newest, then by importance; empty slots last.
 
     Equal importances rank in cache order. The newest has a rank of its own, because an infinite importance would only
-    tie with another one.
+    tie with another one; and an importance of minus infinity must not tie with an empty slot, which comes before it.
     """
-    older = importance[..., :-1].masked_fill(~occupied[..., :-1], -torch.inf)
+    least = torch.finfo(importance.dtype).min
+    older = importance[..., :-1].clamp(min=least).masked_fill(~occupied[..., :-1], -torch.inf)
     order = older.argsort(dim=-1, descending=True, stable=True)
     following = torch.arange(1, importance.shape[-1], device=importance.device).expand_as(order)
     rank = torch.zeros(importance.shape, dtype=torch.int64, device=importance.device)
