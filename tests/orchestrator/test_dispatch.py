@@ -267,8 +267,9 @@ def test_units_need_different_keys():
 class Simulation:
     """A fleet in virtual time: units take a while, raise or kill; workers die and are replaced after a delay."""
 
-    def __init__(self, durations, *, workers, deadly=(), raising=(), deaths=(), delay=1.0, patience=None, drain_at=None):
-        """``durations`` by unit, or by (unit, worker) for a worker that is slower than others."""
+    def __init__(
+        self, durations, *, workers, deadly=(), raising=(), deaths=(), delay=1.0, patience=None, drain_at=None
+    ):
         self.durations = durations
         self.patience = patience
         self.deadly, self.raising = set(deadly), set(raising)
