@@ -48,6 +48,7 @@ conformance: setup ## Compare with golden data of the published implementation: 
 bench: setup ## Benchmarks of the parts
 	$(BIN)/python -m tests.benchmarks.bench_block
 	$(BIN)/python -m tests.benchmarks.bench_store
+	$(BIN)/python -m tests.benchmarks.bench_submit
 
 train-small-llama: setup ## Train the model in workers/models/small-llama again
 	$(BIN)/python -m workers.training --out workers/models/small-llama

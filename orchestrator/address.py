@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import urllib.error
+import urllib.request
 from urllib.parse import urlsplit
 
 from orchestrator.errors import FleetError
@@ -35,6 +38,32 @@ def require_cluster(address: str) -> None:
             f"what answers at {address} is not Ray: cluster.address wants the port of the cluster (usually 6379) as "
             "host:port, or that of its client server (usually 10001) as ray://host:port, not that of the dashboard"
         )
+
+
+def job_server_wants_token(address: str) -> bool:
+    """Whether the job server at an address, which is Ray's dashboard, refuses those who show no token.
+
+    Args:
+        address: like ``http://127.0.0.1:8265``.
+
+    Raises:
+        FleetError: nothing answers there, or something other than Ray.
+    """
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=PROBE_SECONDS) as answer:
+            is_ray = "ray_version" in json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return True
+        is_ray = False
+    except (OSError, ValueError) as error:
+        raise FleetError(
+            f"no job server answers at {address} ({getattr(error, 'reason', error)}): it is the dashboard of the "
+            "cluster, usually http://127.0.0.1:8265; start one with `ray start --head`, or open a tunnel to it"
+        ) from error
+    if not is_ray:
+        raise FleetError(f"what answers at {address} is not Ray: --address wants the dashboard, usually port 8265")
+    return False
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

@@ -32,14 +32,18 @@ def build_parser() -> argparse.ArgumentParser:
         "of a frozen transformer, which tokens its KV cache keeps.",
         epilog="Begin with:\n"
         "  namm evolve                                        about three minutes on two cores\n"
-        "  namm inspect runs/small-seed0                      where the run stands, also while it is alive\n"
+        "  namm status runs/small-seed0                       where the run stands, also while it is alive\n"
+        "  namm inspect runs/small-seed0                      its settings and curves\n"
         "  namm evaluate runs/small-seed0 --lengths 256,512   on held-out documents, beside its rivals\n"
         "  namm generate runs/small-seed0/champion --prompt prompt.txt\n\n"
         "namm COMMAND --help says more about each.",
     )
     parser.add_argument("--version", action="version", version=f"namm {metadata.version('namm-orchestrator')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_evolve, _add_resume, _add_evaluate, _add_generate, _add_inspect):
+    for add in (
+        *(_add_evolve, _add_resume, _add_submit, _add_status),
+        *(_add_evaluate, _add_generate, _add_inspect, _add_track),
+    ):
         add(commands)
     return parser
 
@@ -50,6 +54,13 @@ DEBUG_VARIABLE = "NAMM_DEBUG"
 _Commands = argparse._SubParsersAction  # argparse has no public name for it
 
 SETTINGS_HELP = "settings that differ from the preset's, by dotted key, like search.population=8 or tasks.0.length=512"
+
+PLACES_HELP = "a path, or an address like s3://bucket/folder or gs://bucket/folder"
+
+TAKEOVER_HELP = (
+    "go on although the run was not closed by a driver on another machine (a retried job: the former driver is surely "
+    "dead, or stops at its next write)"
+)
 
 
 def _add_evolve(commands: _Commands[_Parser]) -> None:
@@ -62,7 +73,8 @@ def _add_evolve(commands: _Commands[_Parser]) -> None:
         "  namm evolve\n"
         "  namm evolve small search.generations=10 seed=3 --run runs/first\n"
         "  namm evolve my-run.yaml cluster.address=auto cluster.workers=8   on a Ray cluster that is there already\n"
-        "  namm evolve small cluster.address=in-process                     without Ray, to debug\n\n"
+        "  namm evolve small cluster.address=in-process                     without Ray, to debug\n"
+        "  namm evolve llama3-8b --run s3://bucket/runs/first --takeover     as a job that is retried by itself\n\n"
         f"Presets:\n{_presets()}\n\n"
         "A file of your own may begin with `extends: small` and name only what differs. An unknown key is answered\n"
         "with the known ones.",
@@ -75,11 +87,11 @@ def _add_evolve(commands: _Commands[_Parser]) -> None:
     )
     parser.add_argument(
         "--run",
-        type=Path,
         dest="run_folder",
         metavar="FOLDER",
-        help="run folder (default: runs/<preset>-seed<seed>)",
+        help=f"run folder: {PLACES_HELP} (default: runs/<preset>-seed<seed>)",
     )
+    parser.add_argument("--takeover", action="store_true", help=TAKEOVER_HELP)
     _add_modes(parser, quiet="print only the final table", command="evolve")
 
 
@@ -93,13 +105,64 @@ def _add_resume(commands: _Commands[_Parser]) -> None:
         "  namm resume runs/small-seed0\n"
         "  namm resume runs/small-seed0 --generations 80 cluster.workers=4",
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the run folder")
+    parser.add_argument("folder", metavar="FOLDER", help=f"the run folder: {PLACES_HELP}")
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings that differ from the run's")
     parser.add_argument("--generations", type=_count, metavar="N", help="evolve up to this many generations in all")
-    parser.add_argument(
-        "--takeover", action="store_true", help="go on although another driver may still be at work on the run"
-    )
+    parser.add_argument("--takeover", action="store_true", help=TAKEOVER_HELP)
     _add_modes(parser, quiet="print only the final table", command="resume")
+
+
+def _add_submit(commands: _Commands[_Parser]) -> None:
+    parser = commands.add_parser(
+        "submit",
+        help="hand a run to a Ray cluster as a job",
+        description="Check the settings, print the `ray job submit` that hands the run to a cluster, run it, and\n"
+        "follow the job's log. Ctrl-C ends the following, not the job. The same command again resumes the run.",
+        epilog="Examples:\n"
+        '  namm submit small --run "$PWD/runs/laptop"                    on a cluster on this machine\n'
+        "  namm submit my-run.yaml --run s3://bucket/runs/first --no-follow\n"
+        "  namm submit llama3-8b cluster.workers=8 --run /runs/llama3-8b --takeover\n\n"
+        "In the root of the source tree the job takes the tree along (deploy/runtime-env.yaml) and runs its code;\n"
+        "elsewhere the cluster's own code runs, and the job takes only the folder of your FILE along. A token comes\n"
+        "from RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.",
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="PRESET|FILE.yaml key=value",
+        help=f"a preset or a YAML file (default: small), then {SETTINGS_HELP}",
+    )
+    parser.add_argument(
+        "--run",
+        required=True,
+        dest="run_folder",
+        metavar="FOLDER",
+        help="run folder on storage that outlives the cluster: an absolute path as the cluster's head sees it, or an "
+        "address like s3://bucket/folder or gs://bucket/folder",
+    )
+    parser.add_argument("--address", default="http://127.0.0.1:8265", help="the cluster's dashboard")
+    parser.add_argument(
+        "--follow", action=argparse.BooleanOptionalAction, default=True, help="show the job's log until it ends"
+    )
+    parser.add_argument("--submission-id", metavar="ID", help="name of the job (default: Ray makes one up)")
+    parser.add_argument("--takeover", action="store_true", help=TAKEOVER_HELP)
+    _add_modes(parser, quiet=None, command="submit")
+
+
+def _add_status(commands: _Commands[_Parser]) -> None:
+    parser = commands.add_parser(
+        "status",
+        help="say where a run stands at this moment",
+        description="Say where a run stands: generation, units done, driver, workers, losses, time left. From the run\n"
+        "folder alone, so on any machine that sees it, also while the run is alive.",
+        epilog="Examples:\n"
+        "  namm status runs/small-seed0\n"
+        "  namm status s3://bucket/runs/first --watch\n"
+        "  namm status /runs/llama3-8b --json",
+    )
+    parser.add_argument("folder", metavar="RUN", help=f"the run folder: {PLACES_HELP}")
+    parser.add_argument("--watch", action="store_true", help="look again and again until the run ends")
+    _add_modes(parser, quiet=None, command="status")
 
 
 def _add_evaluate(commands: _Commands[_Parser]) -> None:
@@ -167,12 +230,31 @@ def _add_generate(commands: _Commands[_Parser]) -> None:
 def _add_inspect(commands: _Commands[_Parser]) -> None:
     parser = commands.add_parser(
         "inspect",
-        help="say where a run stands, or what a saved memory is",
-        description="Say where a run stands, from its journal alone, also while it is alive; or what a memory is.",
+        help="describe a run or a saved memory in full",
+        description="Describe a run in full, from its folder alone, also while it is alive: where it stands (as `namm\n"
+        "status` does), settings, curves, hashes; or say what a saved memory is and where it came from.",
         epilog="Examples:\n  namm inspect runs/small-seed0\n  namm inspect runs/small-seed0/champion --json",
     )
-    parser.add_argument("what", metavar="RUN|MEMORY", help="a run folder, or the folder of a saved memory")
+    parser.add_argument(
+        "what", metavar="RUN|MEMORY", help="a run folder, or the folder of a saved memory, also by address"
+    )
     _add_modes(parser, quiet=None, command="inspect")
+
+
+def _add_track(commands: _Commands[_Parser]) -> None:
+    parser = commands.add_parser(
+        "track",
+        help="show a run in MLflow, from its folder alone",
+        description="Build a run in MLflow from its folder: settings, every point with its time, tasks, summary and\n"
+        "champion. For a server that lost the run or never had it; doing it twice adds nothing.",
+        epilog="Examples:\n"
+        "  namm track runs/small-seed0 --uri http://127.0.0.1:5000\n"
+        "  namm track s3://bucket/runs/first --uri sqlite:///mlflow.db --experiment paper",
+    )
+    parser.add_argument("folder", metavar="RUN", help=f"the run folder: {PLACES_HELP}")
+    parser.add_argument("--uri", help="address of the MLflow server, or of a database (default: the run's own)")
+    parser.add_argument("--experiment", metavar="NAME", help="to list the run under (default: the run's own)")
+    _add_modes(parser, quiet=None, command="track")
 
 
 class _Parser(argparse.ArgumentParser):

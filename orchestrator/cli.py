@@ -61,11 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evolve(arguments: argparse.Namespace) -> Answer:
     from orchestrator.commands.evolve import evolve
 
-    has_preset = bool(arguments.words) and "=" not in arguments.words[0]
+    preset, overrides = _preset_and_settings(arguments.words)
     return evolve(
-        preset=arguments.words[0] if has_preset else "small",
-        overrides=arguments.words[has_preset:],
+        preset=preset,
+        overrides=overrides,
         folder=arguments.run_folder,
+        takeover=arguments.takeover,
         quiet=arguments.quiet or arguments.json,
     )
 
@@ -79,6 +80,28 @@ def _resume(arguments: argparse.Namespace) -> Answer:
         takeover=arguments.takeover,
         quiet=arguments.quiet or arguments.json,
     )
+
+
+def _submit(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.submit import submit
+
+    preset, overrides = _preset_and_settings(arguments.words)
+    return submit(
+        preset=preset,
+        overrides=overrides,
+        run_folder=arguments.run_folder,
+        address=arguments.address,
+        submission_id=arguments.submission_id,
+        takeover=arguments.takeover,
+        follow=arguments.follow,
+        quiet=arguments.json,
+    )
+
+
+def _status(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.status import status
+
+    return status(arguments.folder, watch=arguments.watch, stream=sys.stderr)
 
 
 def _evaluate(arguments: argparse.Namespace) -> Answer:
@@ -119,13 +142,35 @@ def _inspect(arguments: argparse.Namespace) -> Answer:
     return inspect(arguments.what)
 
 
+def _track(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.track import track
+
+    return track(
+        arguments.folder,
+        uri=arguments.uri,
+        experiment=arguments.experiment,
+        stream=sys.stderr,
+        quiet=arguments.json,
+    )
+
+
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], Answer]] = {
     "evolve": _evolve,
     "resume": _resume,
+    "submit": _submit,
+    "status": _status,
     "evaluate": _evaluate,
     "generate": _generate,
     "inspect": _inspect,
+    "track": _track,
 }
+
+
+def _preset_and_settings(words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The preset or file, ``small`` if none was given, and the settings that differ from its."""
+    if words and "=" not in words[0]:
+        return words[0], words[1:]
+    return "small", words
 
 
 def _list(text: str | None) -> str | None:

@@ -102,18 +102,35 @@ class ClusterSettings:
 
     address: str | None = None
     """None starts Ray on this machine, ``auto`` or ``ray://host:port`` joins a cluster, ``in-process`` needs no Ray."""
-    workers: int = 2
-    """Workers to keep alive, each with its own copy of the model."""
+    workers: int | tuple[int, int] = 2
+    """Workers to keep alive, each with its own copy of the model. ``[2, 64]``: at least 2, more while there is room."""
     cpus_per_worker: float = 1.0
     """CPU cores reserved for a worker."""
     accelerators_per_worker: float = 0.0
     """Accelerators reserved for a worker; 0.5 lets two workers share one."""
     attempts_per_unit: int = 2
     """Times that a unit itself may fail before it is set aside; lost workers are not counted."""
+    unit_timeout_seconds: float = 3600.0
+    """A worker that needs longer for one unit is taken for hung, and replaced."""
+    drain_seconds: float = 60.0
+    """After SIGTERM, how long what is in flight may take to come back."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that are asked for whether the cluster has room or not, so that one that can grow does."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that there are at most."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     def __post_init__(self) -> None:
         _require(self.address != "", "cluster.address", "null, auto, in-process or an address", self.address)
-        _require(self.workers >= 1, "cluster.workers", "at least 1", self.workers)
+        allowed = "a number of at least 1, or two such in order, as in [2, 64]"
+        _require(1 <= self.fewest_workers <= self.most_workers, "cluster.workers", allowed, self.workers)
+        _require(self.unit_timeout_seconds > 0, "cluster.unit_timeout_seconds", "above 0", self.unit_timeout_seconds)
+        _require(self.drain_seconds >= 0, "cluster.drain_seconds", "at least 0", self.drain_seconds)
         for name in ("cpus_per_worker", "accelerators_per_worker"):
             amount = getattr(self, name)
             _require(0.0 <= amount < math.inf, f"cluster.{name}", "at least 0 and finite", amount)

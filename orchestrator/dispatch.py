@@ -159,6 +159,10 @@ class Dispatch:
         """Times that a unit went back to waiting."""
         return self._num_retries
 
+    def open_keys(self) -> list[str]:
+        """Units that are neither scored nor set aside."""
+        return [key for key in self._records if key not in self._scored and key not in self._quarantined]
+
     def is_scored(self, key: str) -> bool:
         """Whether a unit has come back: a second copy of it is late."""
         return key in self._scored

@@ -9,15 +9,17 @@
     ├── StorageError            the disk is full, or may not be written
     ├── FleetError              no cluster at the address, or too few accelerators in it
     ├── TrackingError           the tracking server does not answer at the start
+    ├── JobError                exit code 1: a job that was submitted and followed failed, or was stopped
     ├── SearchError             exit code 1: the optimizer broke one of its guards
-    └── UnitQuarantinedError    exit code 1: a unit failed on every attempt; carries its story
+    ├── UnitQuarantinedError    exit code 1: units failed on every attempt; carries their stories
+    └── DrainedError            exit code 0: the run was asked to stop, and did so in good order
 
 Workers and tasks raise ``ValueError`` subclasses of their own, because they must not import this package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 
@@ -25,7 +27,7 @@ class NammError(Exception):
     """Base of the tree; the message says what is wrong, what came, what is allowed and what to do."""
 
     exit_code: ClassVar[int] = 2
-    """What the process returns: 2 when the user can mend the cause beforehand, 1 when the run itself failed."""
+    """What the process returns: 2 when the user can mend the cause, 1 when the run itself failed, 0 when it did not."""
 
     def __init__(self, message: str) -> None:
         """Fold ``message`` into one line: logs and terminals show it as such."""
@@ -56,6 +58,12 @@ class TrackingError(NammError):
     """The tracking server does not answer at the start of a run."""
 
 
+class JobError(NammError):
+    """A job that was submitted and followed failed, or was stopped by somebody."""
+
+    exit_code = 1
+
+
 class SearchError(NammError):
     """The optimizer broke one of its guards."""
 
@@ -63,22 +71,41 @@ class SearchError(NammError):
 
 
 class UnitQuarantinedError(NammError):
-    """A unit failed on every attempt allowed; the last failure alone is rarely the cause, so all are told."""
+    """Units failed on every attempt allowed; the last failure alone is rarely the cause, so all are told."""
 
     exit_code = 1
 
-    def __init__(self, key: str, story: Sequence[str]) -> None:
-        """Keep the unit's key and its failed attempts.
+    def __init__(self, stories: Mapping[str, Sequence[str]]) -> None:
+        """Keep what came of each attempt.
 
         Args:
-            key: the unit's key.
-            story: what came of each attempt, oldest first.
+            stories: by the unit's key, oldest attempt first; at least one unit.
         """
+        key, story = next(iter(stories.items()))
         attempts = "; ".join(f"attempt {number}: {text}" for number, text in enumerate(story, start=1))
-        super().__init__(f"unit {key} failed {len(story)} times and was set aside ({attempts})")
-        self.key = key
-        self.story = tuple(story)
+        others = f"; {len(stories) - 1} more were set aside" if len(stories) > 1 else ""
+        super().__init__(f"unit {key} failed {len(story)} times and was set aside ({attempts}){others}")
+        self.stories = {key: tuple(story) for key, story in stories.items()}
 
-    def __reduce__(self) -> tuple[type[UnitQuarantinedError], tuple[str, tuple[str, ...]]]:
+    def __reduce__(self) -> tuple[type[UnitQuarantinedError], tuple[dict[str, tuple[str, ...]]]]:
         """Survive pickling between processes, which by default would pass only the message."""
-        return type(self), (self.key, self.story)
+        return type(self), (self.stories,)
+
+
+class DrainedError(NammError):
+    """The run was asked to stop, and has handed nothing out since; what came back is stored."""
+
+    exit_code = 0
+
+    def __init__(self, num_open: int) -> None:
+        """Keep how much of the round is still to be scored.
+
+        Args:
+            num_open: units of the round that were not scored.
+        """
+        super().__init__(f"stopped as asked: {num_open} units of this round are still to be scored")
+        self.num_open = num_open
+
+    def __reduce__(self) -> tuple[type[DrainedError], tuple[int]]:
+        """As in ``UnitQuarantinedError``."""
+        return type(self), (self.num_open,)

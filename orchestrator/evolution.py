@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,17 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config import RunConfig
-from orchestrator.errors import RunFolderError
+from orchestrator.errors import RunFolderError, UnitQuarantinedError
 from orchestrator.fitness import FullCacheScores, GenerationFitness, losses, merge_statistics
 from orchestrator.fleet import Fleet
 from orchestrator.journal import GenerationRecord, Journal
 from orchestrator.search import Search, population_hash
 from orchestrator.store import Store
-from orchestrator.units import draw_examples, plan_units
+from orchestrator.units import declare, draw_examples, plan_units
 from workers.memory.specs import NammSpec, Normalisation
 from workers.unit import FULL_CACHE_PASS, ScoredUnit, Unit
 
 MEMORY_NAME = "namm"
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,16 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
+class FullCachePass:
+    """What the frozen model does with its whole cache; what every candidate is compared with."""
+
+    spec: NammSpec
+    """The memory to evolve, with the statistics of this pass (spec 3.3)."""
+    scores: FullCacheScores
+    units: tuple[ScoredUnit, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Evolved:
     """What came of the search."""
 
@@ -60,14 +73,14 @@ class Evolved:
 
 def evolve(parts: Parts) -> Evolved:
     """Run the search from wherever the journal stands to its last generation."""
-    full, spec = full_cache_pass(parts)
+    full = full_cache_pass(parts)
     replay(parts.search, parts.journal.generations())
     while parts.search.generation < parts.config.search.generations:
-        run_generation(parts, full, spec)
-    return Evolved(spec, parts.search.mean, parts.journal.generations()[-1].population_hash)
+        run_generation(parts, full)
+    return Evolved(full.spec, parts.search.mean, parts.journal.generations()[-1].population_hash)
 
 
-def full_cache_pass(parts: Parts) -> tuple[FullCacheScores, NammSpec]:
+def full_cache_pass(parts: Parts) -> FullCachePass:
     """Score the full cache on the whole pool, and gather the feature statistics there (spec 3.3).
 
     A genome of zeros keeps everything. The statistics are an input to every later unit, never gathered while scoring.
@@ -88,10 +101,11 @@ def full_cache_pass(parts: Parts) -> tuple[FullCacheScores, NammSpec]:
     parts.store.commit_units(FULL_CACHE_PASS)
     statistics = merge_statistics(scored)
     normalisation = Normalisation(tuple(statistics.mean.tolist()), tuple(statistics.variance.tolist()))
-    return FullCacheScores.from_units(scored), NammSpec(settings=config.memory, normalisation=normalisation)
+    spec = NammSpec(settings=config.memory, normalisation=normalisation)
+    return FullCachePass(spec, FullCacheScores.from_units(scored), tuple(scored))
 
 
-def run_generation(parts: Parts, full: FullCacheScores, spec: NammSpec) -> None:
+def run_generation(parts: Parts, full: FullCachePass) -> None:
     """One generation. Commit order: Parquet, journal line (the commit point), tell; then listeners."""
     config, search = parts.config, parts.search
     started = time.monotonic()
@@ -101,16 +115,16 @@ def run_generation(parts: Parts, full: FullCacheScores, spec: NammSpec) -> None:
     units = plan_units(
         generation=generation,
         memory_name=MEMORY_NAME,
-        memory=spec,
+        memory=full.spec,
         genomes=genomes,
         examples=examples,
         split="train",
         settings=config.units,
     )
     asked = time.monotonic()
-    scored = score_units(parts, units)
+    scored = _scored_or_declared(parts, units, full)
     scored_at = time.monotonic()
-    fitness = losses(scored, full, config.fitness, config.search.population)
+    fitness = losses(scored, full.scores, config.fitness, config.search.population)
     parts.store.commit_generation(generation, genomes, fitness)
     record = GenerationRecord(
         generation=generation,
@@ -123,12 +137,16 @@ def run_generation(parts: Parts, full: FullCacheScores, spec: NammSpec) -> None:
     )
     parts.journal.append(record)
     search.tell(fitness.loss)
+    parts.fleet.show(
+        {**record.metrics, "cluster/generations": generation + 1.0, "cluster/generation_seconds": scored_at - started}
+    )
     parts.report(Progress(generation=generation, units_done=len(units), units_total=len(units), record=record))
 
 
 def score_units(parts: Parts, units: Sequence[Unit]) -> list[ScoredUnit]:
     """Score what is not yet on disk, make each result durable as it comes; all results in the order of ``units``."""
-    results = {unit.key: parts.store.get_unit(unit.key) for unit in units}
+    there = parts.store.get_units([unit.key for unit in units])
+    results = {unit.key: there.get(unit.key) for unit in units}
     missing = [unit for unit in units if results[unit.key] is None]
     for scored in parts.fleet.score(missing):
         parts.store.put_unit(scored)
@@ -136,6 +154,18 @@ def score_units(parts: Parts, units: Sequence[Unit]) -> list[ScoredUnit]:
         done = sum(result is not None for result in results.values())
         parts.report(Progress(generation=scored.generation, units_done=done, units_total=len(units)))
     return [result for result in results.values() if result is not None]
+
+
+def _scored_or_declared(parts: Parts, units: Sequence[Unit], full: FullCachePass) -> list[ScoredUnit]:
+    """As ``score_units``; units that were set aside get declared scores, so that the search can go on without them."""
+    try:
+        return score_units(parts, units)
+    except UnitQuarantinedError as error:
+        for unit in units:
+            if unit.key in error.stories:
+                _logger.warning("unit %s counts as wrong on every example: it was set aside", unit.key)
+                parts.store.put_unit(declare(unit, full.units))
+        return score_units(parts, units)
 
 
 def replay(search: Search, records: Sequence[GenerationRecord]) -> None:
@@ -182,6 +212,7 @@ def metrics(parts: Parts, fitness: GenerationFitness, scored: Sequence[ScoredUni
         "cluster/deaths": float(stats.deaths),
         "cluster/retries": float(stats.retries),
         "cluster/units": float(len(scored)),
+        "cluster/units_set_aside": float(sum(unit.is_declared for unit in scored)),
         "cluster/units_per_second": len(scored) / max(seconds, 1e-9),
         "cluster/unit_seconds_mean": float(np.mean([unit.seconds for unit in scored])),
     }

@@ -85,7 +85,12 @@ def write_json_atomic(path: Path, value: Any) -> None:
     Raises:
         StorageError: the disk is full or may not be written; ``path`` is as it was.
     """
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """``value`` as indented JSON for a file of its own; floats survive exactly."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:

@@ -1,37 +1,37 @@
 """Does what dispatch decides with Ray, on this machine or on many.
 
-Ray appears in this file only, and is imported when a ``RayFleet`` is entered. Nothing that a fleet does can change a
-score: it decides where and when a unit is scored, and hands over what came of it.
+Ray appears in the files ``fleet*.py`` only, and is imported when a ``RayFleet`` is entered. Nothing that a fleet does
+can change a score: it decides where and when a unit is scored, and hands over what came of it.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from orchestrator.address import require_cluster
+from orchestrator import fleet_cluster
 from orchestrator.config import ClusterSettings
-from orchestrator.dispatch import Event, UnitFailed, UnitScored, Worker, WorkerLost, WorkerReady
+from orchestrator.dispatch import UnitFailed, UnitScored, UnitSlow, Worker, WorkerLost, WorkerReady
 from orchestrator.errors import FleetError
+from orchestrator.fleet_metrics import RunMetrics
+from orchestrator.fleet_worker import NammWorker
 from orchestrator.rounds import (
     DispatchedFleet,
     Fleet,
     FleetStats,
     InProcessFleet,
+    News,
     Scorer,
     WorkerRecipe,
     cannot_build,
     told,
 )
-from workers.unit import ScoredUnit, Unit
+from workers.unit import Unit
 
 __all__ = ["Fleet", "FleetStats", "InProcessFleet", "RayFleet", "Scorer", "WorkerRecipe", "fleet_for"]
 
@@ -40,54 +40,18 @@ _logger = logging.getLogger(__name__)
 FAILED_STARTS = 3
 """Workers that may die one after the other while they load, in the place of one worker, before the fleet gives up."""
 
+LOOK_SECONDS = 0.5
+"""How often the fleet looks for slow units, hung workers and free accelerators, and whether it was asked to drain."""
+
 PATIENCE_SECONDS = 60.0
 """How long nothing may happen before the log says what is waited for."""
 
-OBJECT_STORE_BYTES = 128 * 2**20
-"""Shared memory of a Ray started here: units travel inside the calls, so that little is needed."""
 
-
-def fleet_for(recipe: WorkerRecipe, cluster: ClusterSettings) -> Fleet:
-    """The fleet that the settings ask for, not yet entered."""
+def fleet_for(recipe: WorkerRecipe, cluster: ClusterSettings, run_name: str = "") -> Fleet:
+    """The fleet that the settings ask for, not yet entered; dashboards know it by the name of its run."""
     if cluster.address == "in-process":
         return InProcessFleet(recipe, cluster.attempts_per_unit)
-    return RayFleet(recipe, cluster)
-
-
-class NammWorker:
-    """The actor: one process with one scorer. ``ps`` shows it as ``ray::NammWorker``."""
-
-    def __init__(self, recipe: WorkerRecipe) -> None:
-        self._recipe = recipe
-        self._scorer: Scorer | None = None
-
-    def report(self) -> tuple[int, str]:
-        """Be ready, building the scorer if there is none yet; gives the process id and the id of the machine."""
-        import ray
-
-        if self._scorer is None:
-            with _plain_errors():
-                self._scorer = self._recipe.build()
-        return os.getpid(), ray.get_runtime_context().get_node_id()
-
-    def score(self, unit: Unit) -> ScoredUnit:
-        """Score a unit."""
-        assert self._scorer is not None, "a unit came before report() had built the scorer"
-        with _plain_errors():
-            return self._scorer.score(unit)
-
-
-class _WorkerCodeError(Exception):
-    """What the recipe or its scorer raised, in one line."""
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Exceptions leave a worker as text: some cannot be unpickled, which would pass for a lost worker."""
-    try:
-        yield
-    except Exception as error:
-        raise _WorkerCodeError(told(error)) from error
+    return RayFleet(recipe, cluster, run_name)
 
 
 @dataclass(slots=True)
@@ -100,6 +64,12 @@ class _Place:
     pid: int | None = None
     """Process id on its machine; None while it loads."""
     machine: str = ""
+    kind: str = ""
+    """Of its machine's accelerator."""
+    busy_since: float = 0.0
+    """When it began with the unit that it has in work, on the monotonic clock."""
+    is_overdue: bool = False
+    """Killed because its unit took too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,21 +83,28 @@ class _Call:
 class RayFleet(DispatchedFleet):
     """Workers as Ray actors, on this machine or all over a cluster; lost ones are replaced while others go on."""
 
-    def __init__(self, recipe: WorkerRecipe, cluster: ClusterSettings) -> None:
+    def __init__(self, recipe: WorkerRecipe, cluster: ClusterSettings, run_name: str = "") -> None:
         """Remember what to start.
 
         Args:
             recipe: says what a worker holds; sent to every worker.
             cluster: where, how many, and what each needs.
+            run_name: label of the run on dashboards.
         """
-        super().__init__(num_workers=cluster.workers, attempts_per_unit=cluster.attempts_per_unit)
+        super().__init__(cluster.attempts_per_unit, cluster.drain_seconds)
         self._recipe = recipe
         self._cluster = cluster
+        self._run_name = run_name
         self._places: dict[Worker, _Place] = {}
         self._calls: dict[Any, _Call] = {}  # by the reference of the answer; of one worker oldest first
+        self._slow: deque[str] = deque()  # units found slow and not yet told to dispatch
+        self._limits: dict[str, dict[str, int]] = {}  # by kind of accelerator, see Scorer.limits
+        self._most_workers = cluster.most_workers
         self._num_started = 0
         self._num_deaths = 0
         self._owns_connection = False
+        self._looked_at = 0.0
+        self._heard_at = 0.0
 
     def __enter__(self) -> Self:
         """Connect to the cluster, or start one here, and start the workers.
@@ -135,10 +112,11 @@ class RayFleet(DispatchedFleet):
         Raises:
             FleetError: no cluster answers at the address, or none of its machines has room for a worker.
         """
+        self._owns_connection = fleet_cluster.join(self._cluster)
         try:
-            self._connect()
-            self._require_room()
-            for _ in range(self._cluster.workers):
+            fleet_cluster.require_room(self._cluster)
+            self._metrics = RunMetrics(self._run_name)
+            for _ in range(self._cluster.fewest_workers):
                 self._start(num_failed_starts=0)
         except BaseException:
             self._disconnect()
@@ -159,28 +137,12 @@ class RayFleet(DispatchedFleet):
         """Process ids of the loaded workers, each on its machine: for those who look at, or kill, processes."""
         return {worker: place.pid for worker, place in self._places.items() if place.pid is not None}
 
-    def _connect(self) -> None:
-        import ray
+    def show(self, figures: Mapping[str, float]) -> None:
+        """As ``Fleet.show``: Prometheus reads them from Ray."""
+        self._metrics.show(figures, self.stats())
 
-        address = self._cluster.address
-        if address is not None:
-            require_cluster(_resolved(address))
-        if ray.is_initialized():
-            return  # a program that uses Ray for more than this keeps its connection, and ends it
-        self._owns_connection = True
-        options: dict[str, Any] = {"address": address}
-        if address is None:
-            num_cpus = max(1, math.ceil(self._cluster.workers * self._cluster.cpus_per_worker))
-            options = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
-            options["object_store_memory"] = OBJECT_STORE_BYTES
-        try:
-            with _keeping_sigterm():
-                ray.init(**options, logging_level=logging.ERROR, log_to_driver=_logger.isEnabledFor(logging.DEBUG))
-        except Exception as error:
-            where = "Ray cannot be started on this machine"
-            if address is not None:
-                where = f"cannot join the cluster {address} (the port of a client server is written ray://host:port)"
-            raise FleetError(f"{where}: {told(error)}") from error
+    def _num_workers(self) -> int:
+        return len(self._places)
 
     def _disconnect(self) -> None:
         import ray
@@ -193,20 +155,6 @@ class RayFleet(DispatchedFleet):
         self._places.clear()
         self._calls.clear()
         self._owns_connection = False
-
-    def _require_room(self) -> None:
-        import ray
-
-        needed = {"CPU": self._cluster.cpus_per_worker, "GPU": self._cluster.accelerators_per_worker}
-        machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
-        if any(all(machine.get(kind, 0) >= amount for kind, amount in needed.items()) for machine in machines):
-            return
-        there = "; ".join(f"{machine.get('CPU', 0):g} CPU and {machine.get('GPU', 0):g} GPU" for machine in machines)
-        raise FleetError(
-            f"a worker needs {needed['CPU']:g} CPU and {needed['GPU']:g} GPU on one machine, but the cluster "
-            f"has {there or 'no machine'}: lower cluster.cpus_per_worker or cluster.accelerators_per_worker, or add "
-            "machines"
-        )
 
     def _start(self, num_failed_starts: int) -> None:
         import ray
@@ -223,39 +171,78 @@ class RayFleet(DispatchedFleet):
         self._num_started += 1
         actor = actor_class.remote(self._recipe)
         self._places[worker] = _Place(actor, num_failed_starts)
-        self._calls[actor.report.remote()] = _Call(worker, None)
+        self._calls[actor.report.remote(self._limits)] = _Call(worker, None)
 
     def _begin_round(self) -> None:
+        self._heard_at = time.monotonic()
+        self._slow.clear()
         loading = {ref: call for ref, call in self._calls.items() if self._places[call.worker].pid is None}
         # Those that are loaded report again: one that died since the last round must not be taken for a unit's victim.
-        loaded = {p.actor.report.remote(): _Call(w, None) for w, p in self._places.items() if p.pid is not None}
+        loaded = {
+            place.actor.report.remote(self._limits): _Call(worker, None)
+            for worker, place in self._places.items()
+            if place.pid is not None
+        }
         self._calls = loading | loaded
 
-    def _next_event(self) -> tuple[Event, ScoredUnit | None]:
+    def _next_news(self) -> News | None:
         import ray
 
-        while True:
-            answered, _ = ray.wait(list(self._calls), num_returns=1, timeout=PATIENCE_SECONDS)
-            if not answered:
-                self._explain_waiting()
-                continue
-            worker = self._calls[answered[0]].worker
-            # A worker works in order: were the second call of a dead worker received first, the wrong unit got blamed.
-            oldest = next(ref for ref, call in self._calls.items() if call.worker == worker)
-            if (news := self._receive(oldest)) is not None:
-                return news
+        if time.monotonic() > self._looked_at + LOOK_SECONDS:
+            self._look_around()
+        if self._slow:
+            return UnitSlow(self._slow.popleft()), None
+        answered, _ = ray.wait(list(self._calls), num_returns=1, timeout=LOOK_SECONDS)
+        if not answered:
+            return None
+        self._heard_at = time.monotonic()
+        worker = self._calls[answered[0]].worker
+        # A worker works in order: were the second call of a dead worker received first, the wrong unit got blamed.
+        return self._receive(next(ref for ref, call in self._calls.items() if call.worker == worker))
 
-    def _explain_waiting(self) -> None:
-        if not self.worker_pids():
+    def _look_around(self) -> None:
+        """What no answer tells: slow units, hung workers, free accelerators, a cluster without room."""
+        import ray
+
+        now = self._looked_at = time.monotonic()
+        for worker, key in self._in_work().items():
+            place = self._places[worker]
+            if now > place.busy_since + self._cluster.unit_timeout_seconds and not place.is_overdue:
+                place.is_overdue = True
+                ray.kill(place.actor)
+            elif self._pace.is_slow(self._units[key], now - place.busy_since):
+                self._slow.append(key)
+        if len(self._places) < self._most_workers:
+            self._grow()
+        if not self.worker_pids() and now > self._heard_at + PATIENCE_SECONDS:
+            self._heard_at = now
             _logger.warning(
                 "no worker has loaded for another %g s: they load for long, or the cluster has no room for them (`ray "
                 "status` tells which)",
                 PATIENCE_SECONDS,
             )
 
+    def _in_work(self) -> dict[Worker, str]:
+        """The oldest unit on every worker that has one."""
+        oldest: dict[Worker, str] = {}
+        for call in self._calls.values():
+            if call.key is not None:
+                oldest.setdefault(call.worker, call.key)
+        return oldest
+
+    def _grow(self) -> None:
+        """Start workers where there is room now: unlike the fewest, they do not make a cluster grow."""
+        loading = len(self._places) - len(self.worker_pids())
+        room = fleet_cluster.free_places(self._cluster) - loading
+        for _ in range(min(room, self._most_workers - len(self._places))):
+            self._start(num_failed_starts=0)
+
     def _send(self, worker: Worker, unit: Unit) -> None:
+        place = self._places[worker]
+        if all(call.worker != worker or call.key is None for call in self._calls.values()):
+            place.busy_since = time.monotonic()
         # Genomes travel inside the call: through the object store it took longer.
-        self._calls[self._places[worker].actor.score.remote(unit)] = _Call(worker, unit.key)
+        self._calls[place.actor.score.remote(unit)] = _Call(worker, unit.key)
 
     def _replace(self, worker: Worker) -> None:
         import ray
@@ -263,9 +250,13 @@ class RayFleet(DispatchedFleet):
         self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
         place = self._places.pop(worker)
         ray.kill(place.actor)  # one that is only out of reach would keep its accelerator
-        self._start(place.num_failed_starts + 1 if place.pid is None else 0)
+        if len(self._places) < self._cluster.fewest_workers:
+            self._start(place.num_failed_starts + 1 if place.pid is None else 0)
+        elif place.pid is None:
+            self._most_workers = len(self._places)
+            _logger.warning("a worker died while it loaded: the fleet stays at %d workers", self._most_workers)
 
-    def _receive(self, ref: Any) -> tuple[Event, ScoredUnit | None] | None:
+    def _receive(self, ref: Any) -> News | None:
         """Turn an answer, or what came instead, into an event; None where dispatch need not know."""
         import ray
         from ray.exceptions import RayError, RayTaskError
@@ -278,11 +269,15 @@ class RayFleet(DispatchedFleet):
         except RayError as error:
             lost = self._lost(call, error)
             return None if lost is None else (lost, None)
-        if call.key is not None:
-            return UnitScored(call.worker, call.key), answer
         place = self._places[call.worker]
-        place.pid, place.machine = answer
-        return WorkerReady(call.worker), None
+        place.busy_since = time.monotonic()  # with the next one, if it has one
+        if call.key is None:
+            place.pid, place.machine, place.kind = answer.pid, answer.machine, answer.kind
+            return WorkerReady(call.worker), None
+        scored, limits = answer
+        self._limits.setdefault(place.kind, {}).update(limits)
+        self._metrics.count_unit()
+        return UnitScored(call.worker, call.key), scored
 
     def _raised(self, call: _Call, error: Any) -> UnitFailed:
         """The worker's own code raised: the unit's fault, or the recipe's."""
@@ -297,42 +292,14 @@ class RayFleet(DispatchedFleet):
         self._num_deaths += 1
         place = self._places[call.worker]
         if call.key is not None:
-            return WorkerLost(call.worker, told(error), with_its_machine=not _is_alive(place.machine))
+            if place.is_overdue:
+                limit = self._cluster.unit_timeout_seconds
+                return WorkerLost(call.worker, f"stopped after {limit:g} s (cluster.unit_timeout_seconds)")
+            was_there = fleet_cluster.is_alive(place.machine)
+            return WorkerLost(call.worker, told(error), with_its_machine=not was_there)
         if getattr(error, "actor_init_failed", False):
             raise cannot_build(told(error)) from error
         if place.pid is None and place.num_failed_starts + 1 >= FAILED_STARTS:
             raise FleetError(f"workers die while they load, {FAILED_STARTS} in a row: {told(error)}") from error
         self._replace(call.worker)
         return None
-
-
-@contextmanager
-def _keeping_sigterm() -> Iterator[None]:
-    """Ray aborts the process at SIGTERM; a program that had a handler keeps it, and so leaves every ``with``."""
-    former = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if callable(former) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, former)
-
-
-def _is_alive(machine: str) -> bool:
-    import ray
-
-    return any(node["NodeID"] == machine and node["Alive"] for node in ray.nodes())
-
-
-def _resolved(address: str) -> str:
-    """The address itself; for ``auto`` what Ray would make of it."""
-    if address != "auto":
-        return address
-    from ray._private.services import canonicalize_bootstrap_address  # there is no public way to ask
-
-    try:
-        return os.environ.get("RAY_ADDRESS") or str(canonicalize_bootstrap_address("auto"))
-    except ConnectionError as error:
-        raise FleetError(
-            "cluster.address is auto, but no Ray runs on this machine and RAY_ADDRESS is not set: start one with "
-            "`ray start --head`, or set cluster.address to null, which starts Ray for this run"
-        ) from error

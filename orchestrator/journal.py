@@ -1,15 +1,14 @@
-r"""The source of truth of a run: one line per opening and per generation in ``journal.jsonl``.
+"""The source of truth of a run, open for its one driver; ``history.py`` says what is in it and reads it.
 
-::
+A generation is part of the run once its line is in the attempt's file, which is replaced whole. Fencing needs nothing
+of the storage but that a listing shows what was written: a driver asks before and after every commit, and before any
+other change to the run folder, whether its attempt is still the last by name. One that is not stops, and what it may
+have written in between is void, because its successor's attempt says how many generations count.
 
-    {"kind": "attempt", "version": 1, "attempt": 1, "config_hash": "9f…", "config": {…}, "host": "head-0", …}
-    {"kind": "generation", "attempt": 1, "generation": 0, "losses": [-0.98, …], "population_hash": "b1…", …}
-    {"kind": "attempt", "version": 1, "attempt": 2, …}
-    {"kind": "generation", "attempt": 2, "generation": 1, …}
-
-A generation is part of the run once its line is on disk. The attempt number is a fencing token: whoever opens the
-journal last may append; a line of an earlier attempt behind it is refused by writers and skipped by readers. A last
-line without its line feed was torn by a crash; it is cut off when the journal is opened.
+Two drivers that open a run at the same moment are told apart by name as well: the later name stays, the other stops at
+once or, if it had looked before the later file was there, at its next write. On a disk the lock refuses one of them
+before. What remains on an object store, for want of a conditional write: a driver that passed the check may complete
+one upload of a table after it was replaced, and tables of a generation are the same whoever writes them.
 """
 
 from __future__ import annotations
@@ -19,108 +18,97 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 from orchestrator.config import differences
-from orchestrator.driver_lock import LOCK_NAME, DriverLock
-from orchestrator.errors import RunFolderError
-from orchestrator.files import make_folder, storage_errors, sweep_temporaries, write_atomic
+from orchestrator.driver_lock import DriverLock, driver_in, require_driver_gone
+from orchestrator.errors import RunFolderError, StorageError
+from orchestrator.history import (
+    JOURNAL_NAME,
+    JOURNAL_VERSION,
+    Attempt,
+    GenerationRecord,
+    JournalContents,
+    attempt_names,
+    has_run,
+    read_attempt,
+    read_journal,
+)
+from orchestrator.storage import Folder, Place, folder_at
 
-JOURNAL_NAME = "journal.jsonl"
-"""The journal's file name in a run folder."""
-
-JOURNAL_VERSION = 1
-"""Raised whenever a line changes its fields or their meaning."""
+__all__ = [
+    "JOURNAL_NAME",
+    "Attempt",
+    "GenerationRecord",
+    "Journal",
+    "JournalContents",
+    "has_run",
+    "read_journal",
+    "require_same_run",
+]
 
 _MOST_TOLD = 8
 """Changed settings named in an error; a longer line is not read."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationRecord:
-    """What must be known of a finished generation to replay the search and to draw the run again."""
-
-    generation: int
-    losses: list[float]
-    """What the search was told, in candidate order; exact to the last bit."""
-    population_hash: str
-    """SHA-256 (hex) of the genomes, to prove a replay."""
-    examples: dict[str, tuple[int, ...]]
-    """Indices of the examples that every candidate answered, by task."""
-    timestamp_ms: int
-    """When the generation was complete, since 1970; points in MLflow carry it, so that they can be sent again."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """What dashboards show, like ``fitness/best``."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Wall-clock time by phase: information only."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """One opening of the journal by a driver."""
-
-    attempt: int
-    """1 for the driver that created the run."""
-    config_hash: str
-    config: dict[str, Any]
-    """Settings of this attempt; those that decide the trajectory are the same in all."""
-    host: str
-    pid: int
-    opened_ms: int
-    """When, since 1970."""
-
-
-@dataclass(frozen=True, slots=True)
-class JournalContents:
-    """A journal as read."""
-
-    attempts: tuple[Attempt, ...]
-    """Oldest first; at least one."""
-    generations: tuple[GenerationRecord, ...]
-    """Generation 0, 1, 2, …"""
-
-
 class Journal:
     """The journal of a run folder, open for the one driver that may append to it."""
 
-    def __init__(self, path: Path, lock: DriverLock, contents: JournalContents) -> None:
+    def __init__(self, folder: Folder, lock: DriverLock, contents: JournalContents) -> None:
         """Use ``Journal.open``."""
-        self._path = path
+        self.folder = folder.guarded(self.require_current)
+        """The run folder for this driver: every change is refused once another driver has opened the run."""
         self._lock = lock
+        self._name = contents.names[-1]
+        self._run_id = contents.names[0].removesuffix(".jsonl").rpartition("-")[2]
         self._attempt = contents.attempts[-1].attempt
         self._generations = list(contents.generations)
-        self._size = path.stat().st_size
+        self._is_closed = False
 
     @classmethod
-    def open(cls, folder: Path, config_hash: str, config: Mapping[str, Any], *, takeover: bool = False) -> Journal:
+    def open(cls, place: Place, config_hash: str, config: Mapping[str, Any], *, takeover: bool = False) -> Journal:
         """Create a run folder, or go on with the run in it.
 
         Args:
-            folder: the run folder.
+            place: path or address of the run folder.
             config_hash: what must not change within a run.
             config: all settings, to say what changed if it did.
-            takeover: go on although another driver may still be at work; its next append is then refused.
+            takeover: go on although another driver may still be at work; it then cannot write any more.
 
         Raises:
             RunFolderError: the run has another configuration or version, or another driver is at work on it.
             StorageError: the folder may not be written.
         """
-        make_folder(folder)
+        folder = folder_at(place)
         lock = DriverLock.acquire(folder, takeover=takeover)
         try:
-            sweep_temporaries(folder)
-            return cls(folder / JOURNAL_NAME, lock, _begin_attempt(folder, config_hash, dict(config)))
+            before = read_journal(folder) if has_run(folder) else None
+            if not takeover:
+                require_driver_gone(folder, driver_in(before), lock.answer)
+            if before:
+                _require_same_trajectory(folder, before.attempts[-1], config_hash, dict(config))
+            for under in ("", JOURNAL_NAME):
+                folder.sweep(under)
+            journal = cls(folder, lock, _begin_attempt(folder, before, config_hash, dict(config)))
+            journal.require_current()
         except BaseException:
             lock.release()
             raise
+        return journal
 
     @property
     def attempt(self) -> int:
         """Number of this opening; 1 for the first."""
         return self._attempt
+
+    @property
+    def run_id(self) -> str:
+        """Hex digits that this run has, and no other, wherever its folder is copied to."""
+        return self._run_id
 
     def generations(self) -> list[GenerationRecord]:
         """All finished generations, from 0."""
@@ -130,18 +118,41 @@ class Journal:
         """Make a finished generation part of the run.
 
         Raises:
-            RunFolderError: another driver has opened the journal since; this one must stop.
-            StorageError: the disk is full or may not be written; the journal is as it was.
+            RunFolderError: another driver has opened the run since; this one must stop.
+            StorageError: the storage is full or may not be written; the journal is as it was.
         """
         if record.generation != len(self._generations):
             raise ValueError(f"the next generation is {len(self._generations)}: got {record.generation}")
-        line = {"kind": "generation", "attempt": self._attempt, **asdict(record)}
-        self._size = _append_line(self._path, line, self._size)
+        self._add({"kind": "generation", **asdict(record)})
+        self.require_current()
         self._generations.append(record)
+
+    def require_current(self) -> None:
+        """Make sure that this driver is still the run's.
+
+        Raises:
+            RunFolderError: another one has opened the run since.
+        """
+        last = attempt_names(self.folder)[-1:]
+        if last == [self._name]:
+            return
+        who = f" ({_who(read_attempt(self.folder, last[0]))})" if last else ", or removed it"
+        raise RunFolderError(
+            f"another driver has opened {self.folder} since{who}: this one stops, because a run has one driver; "
+            "what it had finished is safe"
+        )
 
     def close(self) -> None:
         """Let another driver open the run."""
-        self._lock.release()
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            # An attempt that could not be closed is as good as one that was killed: it may have to be taken over.
+            with suppress(RunFolderError, StorageError):
+                self._add({"kind": "closed", "at_ms": time.time_ns() // 1_000_000})
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> Journal:
         """Return the open journal."""
@@ -153,70 +164,57 @@ class Journal:
         """Close it."""
         self.close()
 
-
-def read_journal(folder: Path) -> JournalContents:
-    """Read a run's journal without touching it; its driver may be at work.
-
-    Raises:
-        RunFolderError: ``folder`` holds no run, a damaged one, or one of another version.
-    """
-    path = folder / JOURNAL_NAME
-    if not path.is_file():
-        raise RunFolderError(f"{folder} is no run folder: it holds no {JOURNAL_NAME}; name the folder that a run made")
-    attempts: list[Attempt] = []
-    generations: list[GenerationRecord] = []
-    for number, line in enumerate(_whole_lines(path), start=1):
-        try:
-            _add_line(json.loads(line), attempts, generations)
-        except (ValueError, LookupError, TypeError) as error:
-            raise RunFolderError(
-                f"line {number} of {path} is damaged ({error}): restore the file from a copy or start a new run folder"
-            ) from error
-    if not attempts:
-        raise RunFolderError(f"{path} is empty: restore it from a copy or start a new run folder")
-    return JournalContents(tuple(attempts), tuple(generations))
+    def _add(self, line: dict[str, Any]) -> None:
+        # Read again: an interrupt may have come between a write and our note of it.
+        place = f"{JOURNAL_NAME}/{self._name}"
+        self.folder.write(place, self.folder.read(place) + _encoded(line))
 
 
-def require_same_run(folder: Path, config_hash: str, config: Mapping[str, Any]) -> None:
-    """Make sure that ``folder`` may hold the run of a configuration, without touching it.
+def require_same_run(place: Place, config_hash: str, config: Mapping[str, Any]) -> None:
+    """Make sure that a folder may hold the run of a configuration, without touching it.
 
     Raises:
         RunFolderError: it holds a run of another configuration or version, or a damaged one.
+        StorageError: it may not be read, or its bucket is not there.
     """
-    path = folder / JOURNAL_NAME
-    if path.exists():
-        _require_same_trajectory(path, read_journal(folder).attempts[-1], config_hash, dict(config))
+    folder = folder_at(place)
+    if has_run(folder):
+        _require_same_trajectory(folder, read_journal(folder).attempts[-1], config_hash, dict(config))
 
 
-def _begin_attempt(folder: Path, config_hash: str, config: dict[str, Any]) -> JournalContents:
-    path = folder / JOURNAL_NAME
-    before = read_journal(folder) if path.exists() else JournalContents((), ())
-    if before.attempts:
-        _require_same_trajectory(path, before.attempts[-1], config_hash, config)
+def _begin_attempt(
+    folder: Folder, before: JournalContents | None, config_hash: str, config: dict[str, Any]
+) -> JournalContents:
     attempt = Attempt(
-        attempt=len(before.attempts) + 1,
+        attempt=before.attempts[-1].attempt + 1 if before else 1,
         config_hash=config_hash,
         config=config,
         host=socket.gethostname(),
         pid=os.getpid(),
         opened_ms=time.time_ns() // 1_000_000,
+        after=before.names[-1] if before else None,
+        inherits=len(before.generations) if before else 0,
     )
+    name = f"attempt-{attempt.attempt:06d}-{uuid4().hex[:12]}.jsonl"
     line = {"kind": "attempt", "version": JOURNAL_VERSION, **asdict(attempt)}
-    if before.attempts:
-        _append_line(path, line, _cut_torn_line(path))
-    else:
-        write_atomic(path, _encoded(line))
-    return JournalContents((*before.attempts, attempt), before.generations)
+    folder.write(f"{JOURNAL_NAME}/{name}", _encoded(line))
+    attempts, names = (before.attempts, before.names) if before else ((), ())
+    generations = before.generations if before else ()
+    return JournalContents((*attempts, attempt), generations, (*names, name), is_closed=False)
 
 
-def _require_same_trajectory(path: Path, former: Attempt, config_hash: str, config: dict[str, Any]) -> None:
+def _who(attempt: Attempt) -> str:
+    return f"pid {attempt.pid} on {attempt.host}, attempt {attempt.attempt}"
+
+
+def _require_same_trajectory(folder: Folder, former: Attempt, config_hash: str, config: dict[str, Any]) -> None:
     if former.config_hash == config_hash:
         return
     changed = differences(former.config, config)
     told = ", ".join(f"{key} (was {json.dumps(_value(former.config, key))})" for key in changed[:_MOST_TOLD])
     more = f" and {len(changed) - _MOST_TOLD} more" if len(changed) > _MOST_TOLD else ""
     raise RunFolderError(
-        f"{path.parent} holds a run with other settings: {told or 'config_hash'}{more} changed; "
+        f"{folder} holds a run with other settings: {told or 'config_hash'}{more} changed; "
         "start a new run folder, or go back to the former values"
     )
 
@@ -232,60 +230,6 @@ def _value(config: Any, dotted_key: str) -> Any:
     return config
 
 
-def _add_line(line: dict[str, Any], attempts: list[Attempt], generations: list[GenerationRecord]) -> None:
-    if line.pop("kind") == "attempt":
-        version = line.pop("version")
-        if version != JOURNAL_VERSION:
-            raise RunFolderError(
-                f"the journal has version {version}, this program reads {JOURNAL_VERSION}: "
-                "go on with the program that wrote it, or start a new run folder"
-            )
-        attempts.append(Attempt(**line))
-    elif line.pop("attempt") == attempts[-1].attempt:  # else a driver wrote it that had been replaced
-        line["examples"] = {task: tuple(indices) for task, indices in line["examples"].items()}
-        generations.append(GenerationRecord(**line))
-
-
 def _encoded(line: dict[str, Any]) -> bytes:
     # JSON writes the shortest decimal that reads back as the same float64.
     return (json.dumps(line, separators=(",", ":")) + "\n").encode()
-
-
-def _append_line(path: Path, line: dict[str, Any], size: int) -> int:
-    """Append a line to a journal of ``size`` bytes and force it to disk; returns the new size.
-
-    A refused line leaves the file as it was.
-    """
-    encoded = _encoded(line)
-    with storage_errors(path), open(path, "ab", buffering=0) as file:
-        # Asked after opening: only then does a network file system tell what other machines have written.
-        if os.fstat(file.fileno()).st_size != size:
-            raise RunFolderError(
-                f"another driver has opened {path} since: this one stops, because a run has one driver; "
-                f"{LOCK_NAME} beside it says which"
-            )
-        try:
-            rest = memoryview(encoded)
-            while rest:
-                rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
-        except OSError:
-            os.ftruncate(file.fileno(), size)
-            raise
-    return size + len(encoded)
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    try:
-        return path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise RunFolderError(f"cannot read {path}: {error.strerror}; allow this user to read it") from error
-
-
-def _cut_torn_line(path: Path) -> int:
-    """Remove what follows the last line feed; returns the size that is left, in bytes."""
-    size = path.read_bytes().rfind(b"\n") + 1
-    with storage_errors(path), open(path, "r+b") as file:
-        file.truncate(size)
-        os.fsync(file.fileno())
-    return size

@@ -73,6 +73,15 @@ def read(path_or_preset_name: str | PathLike[str], overrides: Sequence[str] = ()
     return override(Document(origin=str(origin), values=values, sources=sources), overrides)
 
 
+def files(path_or_preset_name: str | PathLike[str]) -> list[Path]:
+    """The file that a preset's name or a path means, then all that it extends.
+
+    Raises:
+        ConfigError: a file cannot be read, or files extend each other in a circle.
+    """
+    return [file for file, _ in reversed(_chain(_locate(str(path_or_preset_name), Path())))]
+
+
 def override(document: Document, overrides: Sequence[str]) -> Document:
     """``document`` with texts like ``search.population=8`` applied; the last one wins.
 
@@ -86,6 +95,11 @@ def override(document: Document, overrides: Sequence[str]) -> Document:
         sources.pop(path, None)
         sources[path] = f"override '{text}'"
     return Document(origin=document.origin, values=values, sources=sources)
+
+
+def shipped_folder() -> Path:
+    """Where ``deploy`` is, in a source tree or beside the installed packages."""
+    return Path(str(resources.files("deploy")))
 
 
 def build(kind: type[T], document: Document) -> T:
@@ -142,7 +156,7 @@ def _locate(name: str, folder: Path) -> Path:
     """File of a preset's bare name, or of a path relative to ``folder``."""
     if Path(name).suffix in (".yaml", ".yml") or Path(name).name != name:
         return folder / name
-    shipped = Path(str(resources.files("deploy"))) / "presets"
+    shipped = shipped_folder() / "presets"
     names = sorted(file.stem for file in shipped.glob("*.yaml"))
     if name not in names:
         raise ConfigError(

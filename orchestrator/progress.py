@@ -48,10 +48,16 @@ class Standing:
         self._recent_seconds = [*self._recent_seconds, sum(record.seconds.values())][-RECENT_GENERATIONS:]
         return f"{describe(record)}  {clock(self.seconds_left(record))} left"
 
-    def seconds_left(self, record: GenerationRecord) -> float:
-        """Estimate for the generations to come; the evaluation after them is not in it."""
+    def seconds_left(self, record: GenerationRecord, part_done: float = 0.0) -> float:
+        """Estimate for the generations to come; the evaluation after them is not in it.
+
+        Args:
+            record: the last generation that was taken in.
+            part_done: of the generation after it, from 0 to 1.
+        """
         # The median: the first generation after a start also waits for the workers to load.
-        return statistics.median(self._recent_seconds) * (self.generations - record.generation - 1)
+        generations_left = self.generations - record.generation - 1 - part_done
+        return statistics.median(self._recent_seconds) * max(0.0, generations_left)
 
 
 def describe(record: GenerationRecord) -> str:

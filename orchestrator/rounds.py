@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -13,6 +15,8 @@ from typing import Protocol, Self
 from orchestrator.dispatch import (
     Command,
     Dispatch,
+    DrainAsked,
+    Drained,
     Event,
     Finished,
     Quarantine,
@@ -23,14 +27,21 @@ from orchestrator.dispatch import (
     Worker,
     WorkerReady,
 )
-from orchestrator.errors import FleetError, UnitQuarantinedError
+from orchestrator.errors import DrainedError, FleetError, UnitQuarantinedError
+from orchestrator.pace import Pace
 from workers.unit import ScoredUnit, Unit
 
 _logger = logging.getLogger(__name__)
 
+News = tuple[Event, ScoredUnit | None]
+"""What happened, with the scored unit if it is a ``UnitScored``."""
+
 
 class Scorer(Protocol):
     """What a worker holds: a model, loaded once."""
+
+    limits: MutableMapping[str, int]
+    """Most rows at once, by task, where the accelerator had no room for a whole unit; else empty."""
 
     def score(self, unit: Unit) -> ScoredUnit:
         """Score a unit; the result depends on the unit alone."""
@@ -75,8 +86,17 @@ class Fleet(Protocol):
 
         Raises:
             FleetError: no worker can be built.
-            UnitQuarantinedError: a unit was set aside; raised when all others are scored and given.
+            UnitQuarantinedError: units were set aside; raised when all others are scored and given.
+            DrainedError: the fleet was drained; raised when what was in flight is given.
         """
+        ...
+
+    def drain(self) -> None:
+        """Hand out nothing more; safe in a signal handler."""
+        ...
+
+    def show(self, figures: Mapping[str, float]) -> None:
+        """Show the figures of a generation on the cluster's dashboards, where there are any."""
         ...
 
     def stats(self) -> FleetStats:
@@ -87,55 +107,81 @@ class Fleet(Protocol):
 class DispatchedFleet(ABC):
     """The loop that fleets share: report an event to dispatch, do what it says."""
 
-    def __init__(self, num_workers: int, attempts_per_unit: int) -> None:
-        self._num_workers = num_workers
+    def __init__(self, attempts_per_unit: int, drain_seconds: float) -> None:
         self._attempts_per_unit = attempts_per_unit
+        self._drain_seconds = drain_seconds
+        self._pace = Pace()
+        self._units: dict[str, Unit] = {}  # of this round
         self._num_retries = 0
+        self._is_drain_asked = False
+
+    def drain(self) -> None:
+        """As ``Fleet.drain``."""
+        self._is_drain_asked = True
 
     def score(self, units: Sequence[Unit]) -> Iterator[ScoredUnit]:
         """As ``Fleet.score``."""
         if not units:
             return
-        by_key = {unit.key: unit for unit in units}
+        self._units = {unit.key: unit for unit in units}
         dispatch = Dispatch(
-            [unit.key for unit in units], num_workers=self._num_workers, attempts_per_unit=self._attempts_per_unit
+            [unit.key for unit in self._pace.longest_first(units)],
+            num_workers=self._num_workers(),
+            attempts_per_unit=self._attempts_per_unit,
         )
         past_retries = self._num_retries
         quarantined: list[Quarantine] = []
-        is_finished = False
+        drain_until: float | None = None
+        last: Command | None = None
         self._begin_round()
-        while not is_finished:
-            event, scored = self._next_event()
+        while not isinstance(last, Finished | Drained):
+            news: News | None
+            if self._is_drain_asked and drain_until is None:
+                drain_until, news = time.monotonic() + self._drain_seconds, (DrainAsked(), None)
+            elif drain_until is not None and time.monotonic() > drain_until:
+                break
+            else:
+                news = self._next_news()
+            if news is None:
+                continue
+            event, scored = news
+            is_first = scored is not None and not dispatch.is_scored(scored.key)
             # New work goes out before the caller sees the result: it may take its time to store it.
-            for command in dispatch.handle(event):
-                self._obey(command, by_key, quarantined)
-                is_finished = is_finished or isinstance(command, Finished)
+            for last in dispatch.handle(event):
+                self._obey(last, quarantined)
             self._num_retries = past_retries + dispatch.num_retries
-            if scored is not None:
+            if scored is not None and is_first:
+                self._pace.learn(self._units[scored.key], scored.seconds)
                 yield scored
+        if not isinstance(last, Finished):
+            raise DrainedError(len(dispatch.open_keys()))
         if quarantined:
-            raise UnitQuarantinedError(quarantined[0].key, quarantined[0].story)
+            raise UnitQuarantinedError({command.key: command.story for command in quarantined})
 
-    def _obey(self, command: Command, by_key: dict[str, Unit], quarantined: list[Quarantine]) -> None:
+    def _obey(self, command: Command, quarantined: list[Quarantine]) -> None:
         match command:
             case Score(worker, key):
-                self._send(worker, by_key[key])
+                self._send(worker, self._units[key])
             case Replace(worker):
                 _logger.warning("worker %d was lost; starting another in its place", worker)
                 self._replace(worker)
             case Quarantine(key, story):
                 _logger.error("unit %s was set aside: %s", key, "; ".join(story))
                 quarantined.append(command)
-            case Finished():
+            case Finished() | Drained():
                 pass
+
+    @abstractmethod
+    def _num_workers(self) -> int:
+        """Workers to expect, those that still load included."""
 
     @abstractmethod
     def _begin_round(self) -> None:
         """Forget the former round; let every worker alive report that it is ready."""
 
     @abstractmethod
-    def _next_event(self) -> tuple[Event, ScoredUnit | None]:
-        """Wait for something to happen; with the scored unit if it is a ``UnitScored``."""
+    def _next_news(self) -> News | None:
+        """Wait a moment for something to happen; None when nothing did that dispatch need know of."""
 
     @abstractmethod
     def _send(self, worker: Worker, unit: Unit) -> None:
@@ -156,7 +202,7 @@ class InProcessFleet(DispatchedFleet):
             recipe: says what the worker holds.
             attempts_per_unit: times that scoring a unit may raise before it is set aside.
         """
-        super().__init__(num_workers=1, attempts_per_unit=attempts_per_unit)
+        super().__init__(attempts_per_unit, drain_seconds=math.inf)
         self._recipe = recipe
         self._scorer: Scorer | None = None
         self._queue: deque[Unit] = deque()
@@ -176,11 +222,17 @@ class InProcessFleet(DispatchedFleet):
         """As ``Fleet.stats``."""
         return FleetStats(workers=int(self._scorer is not None), deaths=0, retries=self._num_retries)
 
+    def show(self, figures: Mapping[str, float]) -> None:
+        """There is no dashboard."""
+
+    def _num_workers(self) -> int:
+        return 1
+
     def _begin_round(self) -> None:
         self._queue.clear()
         self._is_ready = False
 
-    def _next_event(self) -> tuple[Event, ScoredUnit | None]:
+    def _next_news(self) -> News | None:
         if self._scorer is None:
             self._scorer = _built(self._recipe)
         if not self._is_ready:

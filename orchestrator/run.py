@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import signal
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,11 +19,12 @@ from orchestrator.config import RunConfig, UnitSettings, config_hash, config_to_
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation import EvaluationPlan, evaluate
 from orchestrator.evolution import Evolved, Parts, Progress, evolve, score_units
-from orchestrator.files import write_json_atomic
-from orchestrator.fleet import fleet_for
-from orchestrator.journal import JOURNAL_NAME, Journal, read_journal, require_same_run
+from orchestrator.files import json_bytes, write_json_atomic
+from orchestrator.fleet import Fleet, fleet_for
+from orchestrator.journal import Journal, has_run, read_journal, require_same_run
 from orchestrator.report import tabulate
 from orchestrator.search import Search
+from orchestrator.storage import Folder, LocalFolder, Place, folder_at
 from orchestrator.store import Store
 from orchestrator.tracking import Tracker, check_tracking
 from tasks.registry import TaskSettings
@@ -36,28 +40,32 @@ CONTROL_EXAMPLES = 16
 
 
 def run(
-    config: RunConfig, folder: Path, report: Callable[[Progress], None], *, takeover: bool = False
+    config: RunConfig, place: Place, report: Callable[[Progress], None], *, takeover: bool = False
 ) -> dict[str, Any]:
     """Evolve in ``folder``, or go on there, up to the last generation; returns the summary that is written there.
 
     Args:
         config: the settings.
-        folder: the run folder.
+        place: path or address of the run folder.
         report: called after every unit and every generation.
         takeover: go on although another driver may still be at work there.
 
     Raises:
+        DrainedError: SIGTERM came; what was in flight is stored.
         NammError: the user can mend it; nothing is written that was not there before, or all of it is whole.
     """
     seconds: dict[str, float] = {}
+    folder = folder_at(place)
     initial = check(config, folder)
     search = Search(config.search, config.memory.genome_size, config.seed, initial)
     with ExitStack() as stack:
         with _timed(seconds, "start"):
-            fleet = stack.enter_context(fleet_for(worker_recipe(config), config.cluster))
+            fleet = stack.enter_context(fleet_for(worker_recipe(config), config.cluster, folder.name))
+            stack.enter_context(_draining_at_sigterm(fleet))
             journal = stack.enter_context(_open_journal(config, folder, takeover=takeover))
-            tracker = stack.enter_context(_tracker(config, folder))
-        _log_tasks(config, tracker)
+            folder = journal.folder  # from here on nothing is written once another driver has opened the run
+            tracker = stack.enter_context(_tracker(config, folder, journal.run_id))
+        log_tasks(config, tracker)
         for record in journal.generations():  # a driver that was killed may have committed what it did not log
             tracker.log_metrics(record.generation, record.metrics, record.timestamp_ms)
         parts = Parts(
@@ -74,17 +82,19 @@ def run(
         with _timed(seconds, "evaluate"):
             summary = summarise(parts, evolved, champion)
         summary |= {"seconds": seconds | _seconds_by_part(journal), "mlflow": tracker.address}
-        write_json_atomic(folder / SUMMARY, summary)
-        tracker.log_artifact(folder / SUMMARY)
-        tracker.register_champion(folder / CHAMPION)
+        folder.write(SUMMARY, json_bytes(summary))
+        desk = _laid_out(config, folder, champion, summary)
+        tracker.log_artifact(desk / SUMMARY)
+        tracker.register_champion(desk / CHAMPION)
     return summary
 
 
-def check(config: RunConfig, folder: Path) -> Any:
+def check(config: RunConfig, folder: Folder) -> Any:
     """Everything that can be found wrong before a process starts or a file is written; returns the initial genome."""
     model_folder(config.model.path_or_id)
     require_same_run(folder, config_hash(config), config_to_dict(config))
     _require_generations_to_come(config, folder)
+    folder.require_writable()
     check_tracking(config.tracking)
     if config.search.initial_genome is None:
         return None
@@ -98,9 +108,9 @@ def check(config: RunConfig, folder: Path) -> Any:
     return memory.genome
 
 
-def _require_generations_to_come(config: RunConfig, folder: Path) -> None:
+def _require_generations_to_come(config: RunConfig, folder: Folder) -> None:
     """The memory of an earlier generation cannot be had any more: the search has gone on since."""
-    done = len(read_journal(folder).generations) if (folder / JOURNAL_NAME).exists() else 0
+    done = len(read_journal(folder).generations) if has_run(folder) else 0
     if config.search.generations < done:
         raise ConfigError(
             f"search.generations is {config.search.generations}, but the run in {folder} has {done} already: "
@@ -137,7 +147,7 @@ def evaluation_plan(config: RunConfig) -> EvaluationPlan:
     )
 
 
-def save_champion(config: RunConfig, folder: Path, evolved: Evolved) -> PretrainedMemory:
+def save_champion(config: RunConfig, folder: Folder, evolved: Evolved) -> PretrainedMemory:
     """Write the mean genome as a memory that others can load."""
     memory = PretrainedMemory(
         spec=evolved.spec,
@@ -152,7 +162,11 @@ def save_champion(config: RunConfig, folder: Path, evolved: Evolved) -> Pretrain
             "population_hash": evolved.population_hash,
         },
     )
-    memory.save_pretrained(folder / CHAMPION)
+    with tempfile.TemporaryDirectory() as saved:
+        memory.save_pretrained(saved)
+        # The genome first: whoever finds config.json finds a whole memory.
+        for path in sorted(Path(saved).iterdir(), key=lambda path: path.name == "config.json"):
+            folder.write(f"{CHAMPION}/{path.name}", path.read_bytes())
     return memory
 
 
@@ -175,21 +189,39 @@ def summarise(parts: Parts, evolved: Evolved, champion: PretrainedMemory) -> dic
     }
 
 
-def _open_journal(config: RunConfig, folder: Path, *, takeover: bool) -> Journal:
+def _open_journal(config: RunConfig, folder: Folder, *, takeover: bool) -> Journal:
     return Journal.open(folder, config_hash(config), config_to_dict(config), takeover=takeover)
 
 
-def _tracker(config: RunConfig, folder: Path) -> Tracker:
+def _laid_out(config: RunConfig, folder: Folder, champion: PretrainedMemory, summary: dict[str, Any]) -> Path:
+    """Where this machine has the files that MLflow is to show: those of the run folder, or copies."""
+    if config.tracking.enabled and not isinstance(folder, LocalFolder):
+        champion.save_pretrained(folder.desk / CHAMPION)
+        write_json_atomic(folder.desk / SUMMARY, summary)
+    return folder.desk
+
+
+def _tracker(config: RunConfig, folder: Folder, run_id: str) -> Tracker:
     return Tracker(
         config.tracking,
-        run_name=folder.resolve().name,
-        run_folder=folder,
-        params=presets.flatten(config_to_dict(config)),
-        tags={"config_hash": config_hash(config), "model": config.model.path_or_id},
+        run_name=folder.name,
+        # The outbox of a run on an object store stays on this machine: it holds nothing that the journal cannot give
+        # again. ``run_id`` finds the run in MLflow from whichever machine goes on.
+        run_folder=folder.desk,
+        tracking_id=run_id,
+        **tracked_settings(config),
     )
 
 
-def _log_tasks(config: RunConfig, tracker: Tracker) -> None:
+def tracked_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """``params`` and ``tags`` of the run in MLflow."""
+    return {
+        "params": presets.flatten(config_to_dict(config)),
+        "tags": {"config_hash": config_hash(config), "model": config.model.path_or_id},
+    }
+
+
+def log_tasks(config: RunConfig, tracker: Tracker) -> None:
     """Generated tasks are functions of their settings, so the hash of those names the data."""
     for task in config.tasks:
         settings = json.dumps(dataclasses.asdict(task), sort_keys=True)
@@ -213,6 +245,25 @@ def _seconds_by_part(journal: Journal) -> dict[str, float]:
         for part, value in record.seconds.items():
             totals[f"generations/{part}"] = totals.get(f"generations/{part}", 0.0) + value
     return totals
+
+
+@contextmanager
+def _draining_at_sigterm(fleet: Fleet) -> Iterator[None]:
+    """Let SIGTERM, which machines send some time before they go, drain the fleet; a second one ends the program."""
+    former = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or former is None:
+        yield
+        return
+
+    def drain(*_: object) -> None:
+        fleet.drain()
+        signal.signal(signal.SIGTERM, former)
+
+    signal.signal(signal.SIGTERM, drain)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 @contextmanager

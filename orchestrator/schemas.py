@@ -87,6 +87,9 @@ UNITS = pa.schema(
     [
         *_IDENTITY,
         _column("seconds", pa.float64(), "wall-clock time in the worker", "s"),
+        _column(
+            "is_declared", pa.bool_(), "set aside after failing on every attempt; its scores are declared, not measured"
+        ),
         _column("num_layers", pa.int32(), "layers of the model", "layers"),
         _column("num_kv_heads", pa.int32(), "KV heads of a layer", "heads"),
         _column("statistics_count", pa.int64(), "feature rows pooled, null where not gathered", nullable=True),

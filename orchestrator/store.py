@@ -1,6 +1,8 @@
 """What a run has measured, on shared storage: nothing finished is lost, nothing is counted twice.
 
-A scored unit is durable as soon as ``put_unit`` returns: it is one file under ``units/``. When a generation is complete
+A scored unit is one file under ``units/``, durable as soon as ``put_unit`` returns. On an object store the driver would
+wait longer for that than workers do for units, so up to 16 uploads are under way there, and durable at the latest when
+the generation is: a driver that is killed may have to have those scored again. When a generation is complete
 its files are compacted into the tables of ``schemas.py``. Compaction may be interrupted anywhere and repeated: the
 ``units`` table is written after the tables that it vouches for, and unit files go only after it.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -18,31 +20,36 @@ import pyarrow.parquet as pq
 
 from orchestrator import schemas, tables
 from orchestrator.errors import RunFolderError, StorageError
-from orchestrator.files import storage_errors, sweep_temporaries, write_atomic
 from orchestrator.fitness import GenerationFitness
+from orchestrator.storage import Place, folder_at
 from workers.unit import ScoredUnit
+
+_UNITS, _TABLES = "units", "tables"
 
 
 class Store:
     """The units and tables of one run folder; opening one writes nothing, so analysts may hold one at any time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, place: Place) -> None:
         """Look at a run folder.
 
         Args:
-            folder: the run folder; created by the first write.
+            place: path or address of the run folder; created by the first write. A driver gives the journal's
+                ``folder``, so that it writes nothing once it is replaced.
         """
-        self._units_folder = folder / "units"
-        self._tables_folder = folder / "tables"
+        self._folder = folder_at(place)
         self._last_read: tuple[int, dict[str, ScoredUnit]] | None = None
+        self._own: dict[str, ScoredUnit] = {}
+        """What was put through this object and is not compacted yet: to compact it need not be read again."""
 
     def put_unit(self, unit: ScoredUnit) -> None:
         """Make a scored unit durable.
 
         Raises:
-            StorageError: the disk is full or may not be written; the unit is not there.
+            StorageError: the storage is full or may not be written; the unit, or one before it, is not there.
         """
-        write_atomic(self._unit_path(unit.key), schemas.encode(tables.unit_table(unit)))
+        self._folder.write_soon(_unit_name(unit.key), schemas.encode(tables.unit_table(unit)))
+        self._own[unit.key] = unit
 
     def get_unit(self, key: str) -> ScoredUnit | None:
         """The unit as it was put, bit for bit, whether its generation is compacted or not; None when not there.
@@ -50,15 +57,25 @@ class Store:
         Raises:
             StorageError: its file was damaged.
         """
-        path = self._unit_path(key)
-        if path.exists():
-            return tables.unit_from_table(_read(path))
-        return self._compacted(_generation_of(key)).get(key)
+        return self.get_units([key]).get(key)
+
+    def get_units(self, keys: Sequence[str]) -> dict[str, ScoredUnit]:
+        """Those of the units that are there, by key; asks the storage once for each generation.
+
+        Raises:
+            StorageError: a file was damaged.
+        """
+        found: dict[str, ScoredUnit] = {}
+        for generation in sorted({_generation_of(key) for key in keys}):
+            staged = set(self._staged(generation))
+            names = [_unit_name(key) for key in keys if _unit_name(key) in staged]
+            there = {**self._compacted(generation), **{unit.key: unit for unit in self._read_units(names)}}
+            found |= {key: there[key] for key in keys if key in there}
+        return found
 
     def units(self, generation: int) -> list[ScoredUnit]:
         """All units of a generation, in order of their keys."""
-        staged = [tables.unit_from_table(_read(path)) for path in self._staged(generation)]
-        return _by_key([*staged, *self._compacted(generation).values()])
+        return _by_key([*self._read_units(self._staged(generation)), *self._compacted(generation).values()])
 
     def commit_generation(self, generation: int, genomes: npt.NDArray[np.float32], fitness: GenerationFitness) -> None:
         """Write a complete generation's tables and remove its unit files; may be repeated after a crash.
@@ -85,7 +102,9 @@ class Store:
         """
         staged = self._staged(generation)
         compacted = self._compacted(generation)
-        fresh = [tables.unit_from_table(_read(path)) for path in staged if path.stem not in compacted]
+        missing = [name for name in staged if _key_of(name) not in compacted]
+        fresh = [self._own[_key_of(name)] for name in missing if _key_of(name) in self._own]
+        fresh += self._read_units([name for name in missing if _key_of(name) not in self._own])
         self._sweep(generation)
         if fresh:
             units = _by_key([*compacted.values(), *fresh])
@@ -94,9 +113,9 @@ class Store:
             # Last, because it vouches for the others: rows of units that it does not list are not counted.
             self._write("units", generation, tables.units_table(units))
             self._last_read = None
-        for path in staged:
-            with storage_errors(path):
-                path.unlink(missing_ok=True)
+        self._folder.delete(staged)
+        for name in staged:
+            self._own.pop(_key_of(name), None)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write, or replace, a table that belongs to no generation, like ``heldout``.
@@ -107,7 +126,7 @@ class Store:
         """
         if name in schemas.PARTITIONED or not re.fullmatch("[a-z][a-z0-9_]*", name):
             raise ValueError(f"a table's name is a lower-case word other than {', '.join(schemas.PARTITIONED)}: {name}")
-        write_atomic(self._tables_folder / f"{name}.parquet", schemas.encode(table))
+        self._folder.write(f"{_TABLES}/{name}.parquet", schemas.encode(table))
 
     def table(self, name: str, generations: Iterable[int] | None = None) -> pa.Table:
         """Read a table.
@@ -121,57 +140,88 @@ class Store:
             StorageError: a file was damaged.
         """
         if name not in schemas.PARTITIONED:
-            return _read(self._existing(self._tables_folder / f"{name}.parquet", "table"))
+            return self._read(self._existing(f"{_TABLES}/{name}.parquet", "table"))
         if generations is None:
             generations = self.generations(name)
-        paths = [self._existing(self._path(name, generation), "generation") for generation in generations]
-        return pa.concat_tables([_read(path) for path in paths]) if paths else schemas.empty(name)
+        names = [self._existing(_table_name(name, generation), "generation") for generation in generations]
+        return pa.concat_tables(self._folder.each(self._read, names)) if names else schemas.empty(name)
 
     def generations(self, name: str = "candidates") -> list[int]:
         """Generations that a table holds, ascending."""
-        found = (re.fullmatch(r"generation=(-?\d+)\.parquet", path.name) for path in self._folder(name).glob("*"))
+        files = self._folder.names(f"{_TABLES}/{name}", prefix="generation=")
+        found = (re.search(r"/generation=(-?\d+)\.parquet$", file) for file in files)
         return sorted(int(match[1]) for match in found if match)
 
     def _compacted(self, generation: int) -> dict[str, ScoredUnit]:
         """Units in the tables, by key; the last generation asked for is kept, because units are asked one by one."""
         if self._last_read is None or self._last_read[0] != generation:
-            if not self._path("units", generation).exists():
+            if not self._folder.exists(_table_name("units", generation)):
                 return {}
-            units = _read(self._path("units", generation))
-            evaluations = _read(self._path("evaluations", generation), dictionary=["unit"])
-            evictions = _read(self._path("evictions", generation), ["unit", "held_tokens"], dictionary=["unit"])
+            units = self._read(_table_name("units", generation))
+            evaluations = self._read(_table_name("evaluations", generation), dictionary=["unit"])
+            evictions = self._read(_table_name("evictions", generation), ["unit", "held_tokens"], dictionary=["unit"])
             self._last_read = generation, tables.units_from_tables(units, evaluations, evictions)
         return self._last_read[1]
 
-    def _staged(self, generation: int) -> list[Path]:
-        return sorted(self._units_folder.glob(f"{_prefix(generation)}*.parquet"))
+    def _staged(self, generation: int) -> list[str]:
+        self._folder.settle()
+        return [name for name in self._folder.names(_UNITS, _prefix(generation)) if name.endswith(".parquet")]
+
+    def _read_units(self, names: Sequence[str]) -> list[ScoredUnit]:
+        return self._folder.each(lambda name: tables.unit_from_table(self._read(name)), names)
 
     def _sweep(self, generation: int) -> None:
-        sweep_temporaries(self._units_folder, _prefix(generation))
+        self._folder.sweep(_UNITS, _prefix(generation))
         for name in schemas.PARTITIONED:
-            sweep_temporaries(self._folder(name), self._path(name, generation).name)
+            self._folder.sweep(f"{_TABLES}/{name}", PurePosixPath(_table_name(name, generation)).name)
 
     def _write(self, name: str, generation: int, table: pa.Table) -> None:
-        write_atomic(self._path(name, generation), schemas.encode(table))
+        self._folder.write(_table_name(name, generation), schemas.encode(table))
 
-    def _unit_path(self, key: str) -> Path:
-        return self._units_folder / f"{key}.parquet"
+    def _existing(self, name: str, what: str) -> str:
+        if not self._folder.exists(name):
+            under = str(PurePosixPath(name).parent)
+            there = [PurePosixPath(file).stem for file in self._folder.names(under)]
+            if under == _TABLES:
+                there += [table for table in schemas.PARTITIONED if self.generations(table)]
+            told = ", ".join(sorted(there)) or "none yet"
+            raise RunFolderError(f"no such {what}: {self._folder.place(name)}; there are: {told}")
+        return name
 
-    def _folder(self, name: str) -> Path:
-        return self._tables_folder / name
-
-    def _path(self, name: str, generation: int) -> Path:
-        return self._folder(name) / f"generation={generation:06d}.parquet"
-
-    def _existing(self, path: Path, what: str) -> Path:
-        if not path.exists():
-            there = sorted(entry.stem for entry in path.parent.glob("[!.]*"))
-            raise RunFolderError(f"no such {what}: {path}; there are: {', '.join(there) or 'none yet'}")
-        return path
+    def _read(self, name: str, columns: list[str] | None = None, dictionary: Sequence[str] = ()) -> pa.Table:
+        """Read a file; ``dictionary`` names columns of text to leave as codes, which is smaller and faster."""
+        place = self._folder.place(name)
+        try:
+            with pq.ParquetFile(self._folder.open(name), read_dictionary=list(dictionary)) as file:
+                table = file.read(columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            remedy = "delete it to have it scored again" if name.startswith(_UNITS) else "restore it from a copy"
+            raise StorageError(
+                f"cannot read {place}: {error}; it was damaged after it was written, {remedy}"
+            ) from error
+        version = schemas.version_of(table.schema.metadata)
+        if version != str(schemas.SCHEMA_VERSION):
+            raise RunFolderError(
+                f"{place} has schema version {version}, this program reads {schemas.SCHEMA_VERSION}: "
+                "read it with the program that wrote it"
+            )
+        return table
 
 
 def _prefix(generation: int) -> str:
     return f"g{generation:06d}_"
+
+
+def _unit_name(key: str) -> str:
+    return f"{_UNITS}/{key}.parquet"
+
+
+def _key_of(unit_name: str) -> str:
+    return PurePosixPath(unit_name).stem
+
+
+def _table_name(name: str, generation: int) -> str:
+    return f"{_TABLES}/{name}/generation={generation:06d}.parquet"
 
 
 def _generation_of(key: str) -> int:
@@ -182,20 +232,3 @@ def _by_key(units: Iterable[ScoredUnit]) -> list[ScoredUnit]:
     """One unit per key, in order of keys."""
     unique = {unit.key: unit for unit in units}
     return [unique[key] for key in sorted(unique)]
-
-
-def _read(path: Path, columns: list[str] | None = None, dictionary: Sequence[str] = ()) -> pa.Table:
-    """Read a file; ``dictionary`` names columns of text to leave as codes, which is smaller and faster."""
-    try:
-        with pq.ParquetFile(path, read_dictionary=list(dictionary)) as file:
-            table = file.read(columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        remedy = "delete it to have it scored again" if path.parent.name == "units" else "restore it from a copy"
-        raise StorageError(f"cannot read {path}: {error}; it was damaged after it was written, {remedy}") from error
-    version = schemas.version_of(table.schema.metadata)
-    if version != str(schemas.SCHEMA_VERSION):
-        raise RunFolderError(
-            f"{path} has schema version {version}, this program reads {schemas.SCHEMA_VERSION}: "
-            "read it with the program that wrote it"
-        )
-    return table

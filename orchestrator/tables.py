@@ -40,6 +40,7 @@ def unit_table(unit: ScoredUnit) -> pa.Table:
         "task": unit.task,
         "split": unit.split,
         "seconds": float(unit.seconds),
+        "is_declared": unit.is_declared,
         "shape": [rows, *shape],
         "statistics": statistics,
     }
@@ -107,6 +108,7 @@ def units_table(units: Sequence[ScoredUnit]) -> pa.Table:
     statistics = [unit.statistics for unit in units]
     columns = [
         [unit.seconds for unit in units],
+        [unit.is_declared for unit in units],
         [unit.held_tokens.shape[1] for unit in units],
         [unit.held_tokens.shape[2] for unit in units],
         [found and int(found.count) for found in statistics],

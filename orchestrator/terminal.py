@@ -84,9 +84,10 @@ def spark_line(values: Sequence[float], columns: int = 60) -> str:
 
 def installed_command(name: str) -> str:
     """How to call a command that was installed beside this Python: by name if the shell finds it, by path if not."""
-    if shutil.which(name):
+    found, path = shutil.which(name), Path(sys.executable).with_name(name)
+    # Another installation may come first on the PATH, with another version of the command.
+    if found and (not path.exists() or path.samefile(found)):
         return name
-    path = Path(sys.executable).with_name(name)
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,10 @@ import numpy.typing as npt
 from orchestrator.config import UnitSettings
 from tasks.task import Split
 from workers.memory.specs import MemorySpec
-from workers.unit import Unit
+from workers.unit import ScoredUnit, Unit
+
+COPIED = ("seen_tokens", "held_tokens", "mean_bytes", "peak_bytes", "state_bytes")
+"""Columns that a declared unit takes from the full-cache pass."""
 
 
 def draw_examples(
@@ -78,6 +82,44 @@ def plan_units(
         for block in blocks
         for shard in _cut(indices, settings.examples_per_unit)
     ]
+
+
+def num_units(num_tasks: int, num_candidates: int, num_examples: int, settings: UnitSettings) -> int:
+    """How many units ``plan_units`` cuts the same work into."""
+    num_blocks = len(_cut(range(num_candidates), settings.candidates_per_unit))
+    return num_tasks * num_blocks * len(_cut(range(num_examples), settings.examples_per_unit))
+
+
+def declare(unit: Unit, full: Sequence[ScoredUnit]) -> ScoredUnit:
+    """What a unit counts as that cannot be scored: every answer wrong, and nothing forgotten.
+
+    Args:
+        unit: failed on every attempt.
+        full: the full-cache pass, which says how many tokens each of the unit's examples has.
+    """
+    by_example = {
+        (whole.task, example): (whole, row) for whole in full for row, example in enumerate(whole.example.tolist())
+    }
+    sources = [by_example[unit.task, example] for _ in unit.candidates for example in unit.examples]
+    rows = len(sources)
+
+    def copied(name: str) -> Any:
+        return np.stack([getattr(whole, name)[row] for whole, row in sources])
+
+    return ScoredUnit(
+        key=unit.key,
+        generation=unit.generation,
+        memory_name=unit.memory_name,
+        task=unit.task,
+        split=unit.split,
+        candidate=np.repeat(np.array(unit.candidates, np.int32), len(unit.examples)),
+        example=np.tile(np.array(unit.examples, np.int32), len(unit.candidates)),
+        exact=np.zeros(rows),
+        graded=np.zeros(rows),
+        seconds=0.0,
+        is_declared=True,
+        **{name: copied(name) for name in COPIED},
+    )
 
 
 def _draw(stream: list[int], pool: int, count: int) -> tuple[int, ...]:

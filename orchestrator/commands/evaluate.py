@@ -18,10 +18,11 @@ from orchestrator.evaluation import FULL, EvaluationPlan, Result, ScoreUnits
 from orchestrator.evolution import Progress
 from orchestrator.files import make_folder, write_json_atomic
 from orchestrator.fleet import Fleet, fleet_for
-from orchestrator.journal import JOURNAL_NAME, read_journal
+from orchestrator.journal import has_run, read_journal
 from orchestrator.progress import Report, reporting
 from orchestrator.report import HEADINGS, printed_rows, tabulate
 from orchestrator.run import CHAMPION, evaluation_plan, evaluation_tasks, worker_recipe
+from orchestrator.storage import folder_at, local_copy
 from orchestrator.terminal import Answer, grid
 from orchestrator.units import plan_units
 from workers.language_model import model_folder
@@ -99,20 +100,21 @@ def find_contender(what: str) -> Contender:
     for name in RIVALS:
         if what == name:
             return name
-    folder = Path(what)
-    if not folder.is_dir():
+    folder = folder_at(what)
+    if not folder.exists():
         raise InputError(
             f"there is nothing to evaluate at {what!r}: name the folder of a saved memory, a run folder, "
             f"or one of {', '.join(RIVALS)}"
         )
-    if not _is_run(folder):
-        return PretrainedMemory.from_pretrained(folder)
-    if not (folder / CHAMPION).exists():
-        raise InputError(
-            f"the run in {folder} has no champion yet, because it has not reached its last generation: "
-            f"go on with namm resume {folder}"
-        )
-    return PretrainedMemory.from_pretrained(folder / CHAMPION)
+    if has_run(folder):
+        if not folder.exists(CHAMPION):
+            raise InputError(
+                f"the run in {folder} has no champion yet, because it has not reached its last generation: "
+                f"go on with namm resume {folder}"
+            )
+        folder = folder.within(CHAMPION)
+    with local_copy(folder) as path:
+        return PretrainedMemory.from_pretrained(path)
 
 
 def evaluate_rival(
@@ -155,13 +157,9 @@ def score_on(fleet: Fleet, report: Report) -> ScoreUnits:
 
 
 def _settings(what: str, preset: str | None, overrides: Sequence[str]) -> RunConfig:
-    if preset is None and _is_run(Path(what)):
-        return config_from_dict(read_journal(Path(what)).attempts[-1].config, overrides)
+    if preset is None and what not in RIVALS and has_run(what):
+        return config_from_dict(read_journal(what).attempts[-1].config, overrides)
     return load_config(preset or DEFAULT_PRESET, overrides)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / JOURNAL_NAME).is_file()
 
 
 def _require_writable(output: Path) -> None:

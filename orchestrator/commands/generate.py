@@ -16,6 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from orchestrator.errors import InputError
+from orchestrator.storage import folder_at, local_copy
 from orchestrator.terminal import Answer, facts, grid, visible
 from workers.decoding import decode_greedily
 from workers.language_model import SMALL_LLAMA, LanguageModel, load_language_model
@@ -88,7 +89,7 @@ def generate(
         ModelError: the model cannot be loaded.
         MemoryFileError: the memory cannot be read.
     """
-    pretrained = None if memory == FULL else PretrainedMemory.from_pretrained(memory)
+    pretrained = None if memory == FULL else _saved_memory(memory)
     text = read_prompt(prompt)
     settings = model_settings(model, pretrained, device=device, dtype=dtype)
     policy = pretrained.build() if pretrained else KeepAll()
@@ -101,6 +102,11 @@ def generate(
     }
     said: list[RenderableType] = [visible(completion.text)]
     return Answer(document, said if show == "completion" else [*said, "", *kept_parts(completion)])
+
+
+def _saved_memory(place: str) -> PretrainedMemory:
+    with local_copy(folder_at(place)) as path:
+        return PretrainedMemory.from_pretrained(path)
 
 
 def read_prompt(source: str) -> str:

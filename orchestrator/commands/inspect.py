@@ -1,23 +1,23 @@
-"""What ``namm inspect`` says of a run, also while it is alive, or of a saved memory."""
+"""What ``namm inspect`` says: all of a run, also while it is alive, or of a saved memory.
+
+Of a run it says what ``namm status`` does, and what the run is and how it came there: settings, curves, hashes.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
-from orchestrator.driver_lock import driver_of
+from orchestrator.commands.status import standing, standing_pairs
 from orchestrator.errors import InputError
-from orchestrator.journal import JOURNAL_NAME, GenerationRecord, read_journal
+from orchestrator.journal import JOURNAL_NAME, GenerationRecord, has_run, read_journal
 from orchestrator.presets import flatten
-from orchestrator.progress import clock
+from orchestrator.storage import Folder, Place, folder_at, local_copy
 from orchestrator.terminal import Answer, facts, grid, spark_line
 from orchestrator.tracking_server import without_credentials
 
@@ -43,13 +43,13 @@ def inspect(what: str) -> Answer:
         RunFolderError: the run is damaged or of another version.
         MemoryFileError: the memory is.
     """
-    folder = Path(what)
-    if (folder / JOURNAL_NAME).is_file():
+    folder = folder_at(what)
+    if has_run(folder):
         return inspect_run(folder)
-    if (folder / "config.json").is_file():
+    if folder.exists("config.json"):
         return inspect_memory(folder)
     raise InputError(
-        f"neither a run nor a saved memory is at {what}: name a folder that holds {JOURNAL_NAME} (a run), "
+        f"neither a run nor a saved memory is at {what}: name a folder that holds {JOURNAL_NAME}/ (a run), "
         "or config.json and model.safetensors (a memory)"
     )
 
@@ -57,26 +57,22 @@ def inspect(what: str) -> Answer:
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-def inspect_run(folder: Path) -> Answer:
-    """Where a run stands, from its journal alone."""
+def inspect_run(place: Place) -> Answer:
+    """A run, from its folder alone."""
+    folder = folder_at(place)
     contents = read_journal(folder)
-    config, generations, driver = contents.attempts[-1].config, contents.generations, driver_of(folder)
+    config, generations = contents.attempts[-1].config, contents.generations
     document = {
         "kind": "run",
-        "folder": str(folder),
+        **standing(folder, contents),
         "settings": {key: _without_secrets(value) for key, value in flatten(config).items() if _is_told(key)},
         "config_hash": contents.attempts[-1].config_hash,
-        "attempts": [_attempt(dataclasses.asdict(attempt)) for attempt in contents.attempts],
-        "driver": driver and dataclasses.asdict(driver),
-        "generations": config["search"]["generations"],
-        "generations_done": len(generations),
-        "last_generation_ms": generations[-1].timestamp_ms if generations else None,
         "curves": {metric: [record.metrics[metric] for record in generations] for metric in CURVES.values()},
         "metrics": generations[-1].metrics if generations else {},
         "seconds": seconds_by_part(generations),
         "population_hash": generations[-1].population_hash if generations else None,
-        "champion": _if_there(folder / "champion"),
-        "summary": _if_there(folder / "summary.json"),
+        "champion": _if_there(folder, "champion"),
+        "summary": _if_there(folder, "summary.json"),
     }
     return Answer(document, [*_run_parts(document), "", *_settings(document["settings"])])
 
@@ -88,12 +84,7 @@ def seconds_by_part(generations: Sequence[GenerationRecord]) -> dict[str, float]
 
 
 def _run_parts(run: Mapping[str, Any]) -> list[RenderableType]:
-    pairs = [
-        ("run", run["folder"]),
-        ("generations", _generations(run)),
-        ("driver", _driver(run["driver"])),
-        ("attempts", _attempts(run["attempts"])),
-    ]
+    pairs = standing_pairs(run)
     pairs += [(name, _curve(run["curves"][metric])) for name, metric in CURVES.items() if run["curves"][metric]]
     pairs += [
         ("seconds", ", ".join(f"{part} {seconds:.1f}" for part, seconds in run["seconds"].items()) or "none yet"),
@@ -103,32 +94,8 @@ def _run_parts(run: Mapping[str, Any]) -> list[RenderableType]:
     return [facts(pairs)]
 
 
-def _generations(run: Mapping[str, Any]) -> str:
-    done, total = run["generations_done"], run["generations"]
-    if not done:
-        return f"none of {total} yet"
-    ago = clock(max(0.0, time.time() - run["last_generation_ms"] / 1000))
-    finished = ", evaluated" if run["summary"] and done >= total else ""
-    return f"{done} of {total}{finished}; the last one ended {ago} ago"
-
-
-def _driver(driver: Mapping[str, Any] | None) -> str:
-    if driver is None:
-        return "none: the run was closed"
-    return f"pid {driver['pid']} on {driver['host']} is {driver['state']}"
-
-
-def _attempts(attempts: Sequence[Mapping[str, Any]]) -> str:
-    began = datetime.fromtimestamp(attempts[-1]["opened_ms"] / 1000).isoformat(sep=" ", timespec="seconds")
-    return f"{len(attempts)}, the last one since {began}"
-
-
 def _curve(values: Sequence[float]) -> str:
     return f"{spark_line(values)}  {values[0]:.3f} to {values[-1]:.3f}"
-
-
-def _attempt(attempt: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: attempt[key] for key in ("attempt", "host", "pid", "opened_ms")}
 
 
 def _is_told(key: str) -> bool:
@@ -139,18 +106,20 @@ def _without_secrets(value: Any) -> Any:
     return without_credentials(value) if isinstance(value, str) else value
 
 
-def _if_there(path: Path) -> str | None:
-    return str(path) if path.exists() else None
+def _if_there(folder: Folder, name: str) -> str | None:
+    return folder.place(name) if folder.exists(name) else None
 
 
 # --- a memory ---------------------------------------------------------------------------------------------------------
 
 
-def inspect_memory(folder: Path) -> Answer:
+def inspect_memory(place: Place) -> Answer:
     """What a saved memory is and where it came from."""
     from workers.memory.pretrained import PretrainedMemory
 
-    memory = PretrainedMemory.from_pretrained(folder)
+    folder = folder_at(place)
+    with local_copy(folder) as path:
+        memory = PretrainedMemory.from_pretrained(path)
     document: dict[str, Any] = {
         "kind": "memory",
         "folder": str(folder),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.config import load_config
 from tests.deploy.manifests import load
 
 
@@ -16,6 +17,11 @@ def test_variables_are_texts_and_none_is_a_secret():
     assert variables["OMP_NUM_THREADS"] == "1"
     assert all(isinstance(value, str) for value in variables.values())
     assert not any(word in name for name in variables for word in ("TOKEN", "PASSWORD", "SECRET", "KEY"))
+
+
+def test_a_stopped_driver_has_the_time_to_drain():
+    drain = load_config("small").cluster.drain_seconds
+    assert int(load("runtime-env.yaml")["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) > drain
 
 
 @pytest.mark.slow

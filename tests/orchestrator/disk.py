@@ -8,6 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.history import JOURNAL_NAME, attempt_names
+
+
+def last_attempt(folder: Path) -> Path:
+    """The file of a run's journal that its last driver writes."""
+    return folder / JOURNAL_NAME / attempt_names(folder)[-1]
+
+
+def journal_files(folder: Path) -> dict[str, bytes]:
+    """Content of a run's journal, by file."""
+    return {path.name: path.read_bytes() for path in (folder / JOURNAL_NAME).iterdir()}
+
 
 class Killed(BaseException):
     """Nothing may clean up after it, as nothing does after SIGKILL."""

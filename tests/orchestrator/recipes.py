@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.orchestrator.scored import score_unit
@@ -20,6 +20,10 @@ class FakeRecipe:
     deadly: tuple[int, ...] = ()
     raising: tuple[int, ...] = ()
     raising_once: tuple[int, ...] = ()
+    slow_once: tuple[int, ...] = ()
+    """Takes a minute for these, the first time."""
+    room: int | None = None
+    """Most rows for which its accelerator has room; it writes down what it is told when a unit has more."""
 
     def build(self) -> "FakeScorer":
         return FakeScorer(self)
@@ -47,13 +51,18 @@ class OtherLibraryError(Exception):
 @dataclass(frozen=True)
 class FakeScorer:
     recipe: FakeRecipe
+    limits: dict[str, int] = field(default_factory=dict)
 
     def score(self, unit: Unit) -> ScoredUnit:
         first = unit.examples[0]
         is_first_attempt = not attempts(self.recipe.folder, unit.key)
         if self.recipe.folder is not None:
             (self.recipe.folder / f"{unit.key}.{os.getpid()}").touch()
-        time.sleep(self.recipe.seconds)
+        if self.recipe.room is not None and unit.task not in self.limits:
+            with (self.recipe.folder / "limits").open("a") as told:
+                told.write(str(self.limits).replace(" ", "") + " ")
+            self.limits[unit.task] = self.recipe.room
+        time.sleep(60.0 if first in self.recipe.slow_once and is_first_attempt else self.recipe.seconds)
         if first in self.recipe.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         if first in self.recipe.raising or (first in self.recipe.raising_once and is_first_attempt):

@@ -13,17 +13,21 @@ from orchestrator.arguments import build_parser, parse
 from orchestrator.cli import COMMANDS, EXPECTED_ERRORS, main
 from orchestrator.errors import UnitQuarantinedError
 from tests.orchestrator.conftest import TINY
+from tests.orchestrator.disk import journal_files
 
 NAMM = [sys.executable, "-m", "orchestrator"]
 SHARED = {"--help", "--json", "--debug"}
 
 OPTIONS = {
-    "evolve": SHARED | {"--run", "--quiet"},
+    "evolve": SHARED | {"--run", "--takeover", "--quiet"},
     "resume": SHARED | {"--generations", "--takeover", "--quiet"},
+    "submit": SHARED | {"--run", "--address", "--follow", "--no-follow", "--submission-id", "--takeover"},
+    "status": SHARED | {"--watch"},
     "evaluate": SHARED
     | {"--preset", "--config", "--lengths", "--examples", "--rivals", "--kept-ratio", "--output", "--quiet"},
     "generate": SHARED | {"--model", "--device", "--dtype", "--prompt", "--max-new-tokens", "--show"},
     "inspect": SHARED,
+    "track": SHARED | {"--uri", "--experiment"},
 }
 """Every command and option; adding one is a decision, to be taken here as well."""
 
@@ -99,7 +103,7 @@ def test_the_version_is_told(capsys):
 def test_settings_may_stand_anywhere_among_the_options():
     arguments = parse(["evolve", "small", "seed=1", "--run", "there", "search.population=4", "--quiet", "a.b=-1"])
     assert arguments.words == ["small", "seed=1", "search.population=4", "a.b=-1"]
-    assert (arguments.run_folder, arguments.quiet) == (Path("there"), True)
+    assert (arguments.run_folder, arguments.quiet) == ("there", True)
 
 
 @pytest.mark.parametrize(
@@ -164,12 +168,12 @@ def test_a_genome_of_another_architecture_is_refused(finished_run, tmp_path, cap
 
 
 def test_a_run_folder_of_another_configuration_is_refused_and_left_alone(finished_run, capsys):
-    before = (finished_run.folder / "journal.jsonl").read_bytes()
+    before = journal_files(finished_run.folder)
     assert main(["evolve", "small", *TINY, "search.population=6", "--run", str(finished_run.folder)]) == 2
     line = error_line(capsys)
     assert "search.population (was 4) changed" in line
     assert "start a new run folder" in line
-    assert (finished_run.folder / "journal.jsonl").read_bytes() == before
+    assert journal_files(finished_run.folder) == before
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path, capsys):
@@ -197,7 +201,7 @@ def test_an_expected_error_of_several_lines_is_one_line(monkeypatch, capsys):
 
 
 def test_a_run_that_failed_by_itself_exits_with_1(monkeypatch, capsys):
-    fail_with(monkeypatch, UnitQuarantinedError("g000000", ["out of memory"]))
+    fail_with(monkeypatch, UnitQuarantinedError({"g000000": ["out of memory"]}))
     assert main(["inspect", "x"]) == 1
     assert "attempt 1: out of memory" in error_line(capsys)
 

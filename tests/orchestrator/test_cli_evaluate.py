@@ -1,6 +1,7 @@
 """``namm evaluate``: a memory beside its rivals, or a rival alone, on the small Llama."""
 
 import json
+import shutil
 
 import pytest
 
@@ -113,6 +114,6 @@ def test_a_saved_memory_decides_itself_how_much_it_keeps(finished_run, capsys):
 
 
 def test_a_run_without_champion_has_nothing_to_evaluate_yet(tmp_path, finished_run, capsys):
-    (tmp_path / "journal.jsonl").write_bytes((finished_run.folder / "journal.jsonl").read_bytes())
+    shutil.copytree(finished_run.folder / "journal", tmp_path / "journal")
     assert main(["evaluate", str(tmp_path), *TINY]) == 2
     assert f"namm resume {tmp_path}" in capsys.readouterr().err

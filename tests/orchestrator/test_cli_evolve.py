@@ -5,14 +5,17 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.journal import read_journal
+from orchestrator.journal import Journal, read_journal
+from orchestrator.terminal import installed_command
 from tests.orchestrator.conftest import TINY
+from tests.orchestrator.disk import journal_files
 
 NAMM = [sys.executable, "-m", "orchestrator"]
 
@@ -22,6 +25,13 @@ def copied_run(finished_run, tmp_path):
     """A finished run to go on with; a run folder may be moved."""
     shutil.copytree(finished_run.folder, tmp_path / "copy")
     return tmp_path / "copy"
+
+
+def leave_open(folder):
+    """Open a run and go away without closing it."""
+    last = read_journal(folder).attempts[-1]
+    journal = Journal.open(folder, last.config_hash, last.config)
+    journal._lock.release()
 
 
 def interrupted_run(folder, number, *words):
@@ -96,12 +106,12 @@ def test_a_finished_run_can_be_extended_and_ends_like_a_longer_one(copied_run, t
     ],
 )
 def test_resume_refuses_what_decides_the_trajectory(words, told, copied_run, capsys):
-    before = (copied_run / "journal.jsonl").read_bytes()
+    before = journal_files(copied_run)
     assert main(["resume", str(copied_run), *words]) == 2
     captured = capsys.readouterr()
     assert told in captured.err
     assert captured.err.count("\n") == 1
-    assert (copied_run / "journal.jsonl").read_bytes() == before
+    assert journal_files(copied_run) == before
 
 
 def test_resume_needs_a_run(tmp_path, capsys):
@@ -109,37 +119,52 @@ def test_resume_needs_a_run(tmp_path, capsys):
     assert "is no run folder" in capsys.readouterr().err
 
 
-def test_a_second_driver_is_told_of_the_first_and_may_take_over(copied_run, capsys):
-    foreign = {"host": "another-machine", "pid": 1, "since": "2026-01-01T00:00:00+00:00"}
-    (copied_run / "driver.lock").write_text(json.dumps(foreign))
-    assert main(["resume", str(copied_run)]) == 2
-    assert f"namm resume {copied_run} --takeover" in capsys.readouterr().err
-    assert main(["resume", str(copied_run), "--takeover", "--quiet"]) == 0
+@pytest.mark.parametrize("command", [["resume"], ["evolve", "small", *TINY, "--run"]], ids=["resume", "evolve"])
+def test_a_second_driver_is_told_of_the_first_and_may_take_over(command, copied_run, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "another-machine")
+        leave_open(copied_run)
+    assert main([*command, str(copied_run)]) == 2
+    told = capsys.readouterr().err
+    assert f"(pid {os.getpid()} on another-machine, since 20" in told
+    assert f"namm resume {copied_run} --takeover" in told
+    assert main([*command, str(copied_run), "--takeover", "--quiet"]) == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(
-    number, code, finished_run, tmp_path, capsys
-):
-    folder = tmp_path / "run"
-    done = interrupted_run(folder, number)
-    assert (done.returncode, done.stdout) == (code, "")
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("namm: interrupted; every finished unit is safe; go on with: ")
-    assert last.endswith(f"namm resume {folder}")
-    assert "Traceback" not in done.stderr
+def require_the_same_ending(folder, finished_run, capsys):
     assert main(["evolve", "small", *TINY, "--run", str(folder), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["population_hash"] == finished_run.summary["population_hash"]
     assert summary["genome_sha256"] == finished_run.summary["genome_sha256"]
 
 
+def test_an_interrupted_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(finished_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    done = interrupted_run(folder, signal.SIGINT)
+    assert (done.returncode, done.stdout) == (130, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("namm: interrupted; every finished unit is safe; go on with: ")
+    assert last.endswith(f"namm resume {folder}")
+    assert "Traceback" not in done.stderr
+    require_the_same_ending(folder, finished_run, capsys)
+
+
+def test_sigterm_drains_says_how_to_go_on_and_is_no_failure(finished_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    done = interrupted_run(folder, signal.SIGTERM)
+    assert done.returncode == 0
+    assert done.stdout.startswith("stopped as asked: ")
+    assert done.stdout.endswith(f"go on with: {installed_command('namm')} resume {folder}\n")
+    assert not (folder / "summary.json").exists()
+    require_the_same_ending(folder, finished_run, capsys)
+
+
 @pytest.mark.cluster
-def test_sigterm_ends_a_run_on_ray_as_orderly(tmp_path):
+def test_sigterm_drains_a_run_on_ray(tmp_path):
     words = ["cluster.address=null", "cluster.workers=1", "search.generations=50"]
     done = interrupted_run(tmp_path / "run", signal.SIGTERM, *words)
-    assert done.returncode == 143
-    assert done.stderr.splitlines()[-1].endswith(f"namm resume {tmp_path / 'run'}")
+    assert done.returncode == 0
+    assert done.stdout.endswith(f"namm resume {tmp_path / 'run'}\n")
     assert "SIGTERM received" not in done.stderr  # as Ray's own handler has it, before it aborts
 
 

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+import shutil
 import socket
 
 import pytest
 
 from orchestrator.cli import main
 from orchestrator.commands.inspect import normalisation_hash
+from orchestrator.journal import read_journal
+from tests.orchestrator.disk import journal_files, last_attempt
 from workers.memory.specs import Normalisation
 
 
@@ -21,11 +24,19 @@ def inspected(capsys, what):
 @pytest.fixture
 def young_run(finished_run, tmp_path):
     """A run after its first generation: nothing but a journal, and a driver that is at work on it."""
-    lines = (finished_run.folder / "journal.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "journal.jsonl").write_text("".join(lines[:2]) + '{"kind": "gener')  # the driver is writing just now
-    driver = {"host": socket.gethostname(), "pid": os.getpid(), "since": "2026-01-01T00:00:00+00:00"}
-    (tmp_path / "driver.lock").write_text(json.dumps(driver))
+    shutil.copytree(finished_run.folder / "journal", tmp_path / "journal")
+    path = last_attempt(tmp_path)
+    opening, *lines = path.read_text().splitlines(keepends=True)
+    path.write_text(opening + lines[0] + '{"kind": "gener')  # the disk was full just now
+    change_opening(tmp_path, pid=os.getpid())
     return tmp_path
+
+
+def change_opening(folder, **fields):
+    """Let another driver have opened the run."""
+    path = last_attempt(folder)
+    opening, *lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([json.dumps({**json.loads(opening), **fields}) + "\n", *lines]))
 
 
 def test_a_finished_run_tells_all(finished_run, capsys):
@@ -56,12 +67,13 @@ def test_people_see_curves_and_settings(finished_run, capsys):
 
 
 def test_a_run_can_be_looked_at_while_it_is_alive(young_run, capsys):
-    before = {path.name: path.read_bytes() for path in young_run.iterdir()}
+    before = journal_files(young_run)
     document = inspected(capsys, young_run)
     assert (document["generations_done"], document["generations"]) == (1, 2)
     assert document["champion"] is None
     assert document["driver"]["state"] == "at work"
-    assert {path.name: path.read_bytes() for path in young_run.iterdir()} == before
+    assert journal_files(young_run) == before
+    assert [path.name for path in young_run.iterdir()] == ["journal"]
 
 
 @pytest.mark.parametrize(
@@ -69,21 +81,21 @@ def test_a_run_can_be_looked_at_while_it_is_alive(young_run, capsys):
     [({"host": socket.gethostname(), "pid": 2**22 + 1}, "dead"), ({"host": "elsewhere", "pid": 1}, "out of sight")],
 )
 def test_what_became_of_the_driver_is_told(driver, state, young_run, capsys):
-    (young_run / "driver.lock").write_text(json.dumps({**driver, "since": "2026-01-01T00:00:00+00:00"}))
+    change_opening(young_run, **driver)
     assert inspected(capsys, young_run)["driver"]["state"] == state
 
 
 def test_a_run_without_generations_is_no_error(young_run, capsys):
-    opening = (young_run / "journal.jsonl").read_text().splitlines(keepends=True)[0]
-    (young_run / "journal.jsonl").write_text(opening)
+    path = last_attempt(young_run)
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
     assert main(["inspect", str(young_run)]) == 0
     assert "none of 2 yet" in capsys.readouterr().out
 
 
 def test_credentials_of_a_tracking_server_are_not_shown(young_run, capsys):
-    opening = json.loads((young_run / "journal.jsonl").read_text().splitlines()[0])
-    opening["config"]["tracking"]["uri"] = "https://user:secret@mlflow.example"
-    (young_run / "journal.jsonl").write_text(json.dumps(opening) + "\n")
+    config = read_journal(young_run).attempts[0].config
+    config["tracking"]["uri"] = "https://user:secret@mlflow.example"
+    change_opening(young_run, config=config)
     assert inspected(capsys, young_run)["settings"]["tracking.uri"] == "https://***@mlflow.example"
 
 

@@ -241,6 +241,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, make):
         lambda: UnitSettings(candidates_per_unit=0, examples_per_unit=1),
         lambda: UnitSettings(candidates_per_unit=1, examples_per_unit=0),
         lambda: ClusterSettings(workers=0),
+        lambda: ClusterSettings(workers=(0, 2)),
+        lambda: ClusterSettings(workers=(4, 2)),
+        lambda: ClusterSettings(unit_timeout_seconds=0.0),
+        lambda: ClusterSettings(drain_seconds=-1.0),
         lambda: ClusterSettings(cpus_per_worker=-1),
         lambda: ClusterSettings(attempts_per_unit=0),
         lambda: ClusterSettings(address=""),
@@ -313,3 +317,15 @@ def test_a_task_more_is_a_difference_by_its_position():
 
 def test_a_whole_number_for_a_real_one_hashes_alike():
     assert config_hash(toy_config(fitness=FitnessSettings(kept_price=0))) == config_hash(toy_config())
+
+
+@pytest.mark.parametrize(("text", "fewest", "most"), [("3", 3, 3), ("[2, 64]", 2, 64), ("[1, 1]", 1, 1)])
+def test_workers_are_a_number_or_a_range(text, fewest, most):
+    cluster = load_config("small", (f"cluster.workers={text}",)).cluster
+    assert (cluster.fewest_workers, cluster.most_workers) == (fewest, most)
+
+
+@pytest.mark.parametrize("text", ["two", "2.5", "[2]", "[1, 2, 3]", "true", "null"])
+def test_workers_that_are_neither_are_refused_by_name(text):
+    with pytest.raises(ConfigError, match=r"cluster\.workers"):
+        load_config("small", (f"cluster.workers={text}",))

@@ -1,23 +1,29 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.driver_lock import DriverLock
 from orchestrator.errors import RunFolderError, StorageError
 from orchestrator.files import write_json_atomic
 from orchestrator.journal import GenerationRecord, Journal, read_journal, require_same_run
+from orchestrator.storage import LocalFolder
+from tests.orchestrator.disk import journal_files, last_attempt
 
 CONFIG: dict[str, Any] = {"seed": 0, "search": {"population": 8, "generations": 4}, "tasks": [{"length": 256}]}
 
@@ -39,18 +45,22 @@ def opened(folder: Path, config: dict[str, Any] = CONFIG, config_hash: str = "ha
 
 
 def test_a_new_run_folder_starts_with_its_configuration(tmp_path: Path) -> None:
-    with opened(tmp_path / "runs" / "first") as journal:
+    folder = tmp_path / "runs" / "first"
+    with opened(folder) as journal:
         assert journal.attempt == 1
         assert journal.generations() == []
-    header = json.loads((tmp_path / "runs" / "first" / "journal.jsonl").read_text())
-    assert {name: header[name] for name in ("kind", "version", "attempt", "config_hash", "config", "host", "pid")} == {
+    header = json.loads(last_attempt(folder).read_text().splitlines()[0])
+    assert header.pop("opened_ms") > 1_700_000_000_000
+    assert header == {
         "kind": "attempt",
-        "version": 1,
+        "version": 2,
         "attempt": 1,
         "config_hash": "hash",
         "config": CONFIG,
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "after": None,
+        "inherits": 0,
     }
 
 
@@ -96,11 +106,11 @@ def test_another_configuration_is_refused_with_what_differs_and_its_former_value
         f"{tmp_path} holds a run with other settings: search.population (was 8), seed (was 0), tasks.0.length (was 256)"
         " changed; start a new run folder, or go back to the former values"
     )
-    before = (tmp_path / "journal.jsonl").read_bytes()
+    before = journal_files(tmp_path)
     with pytest.raises(RunFolderError, match=r"search.population \(was 8\)"):
         require_same_run(tmp_path, "other", changed)
     require_same_run(tmp_path, "hash", CONFIG)
-    assert (tmp_path / "journal.jsonl").read_bytes() == before
+    assert journal_files(tmp_path) == before
     opened(tmp_path).close()
 
 
@@ -124,19 +134,18 @@ def test_an_entirely_different_configuration_is_told_in_one_readable_line(tmp_pa
 # Damage
 
 
-@pytest.mark.parametrize("torn", ['{"kind":"generation","attem', '{"kind":"attempt"', "\0\0\0"])
-def test_a_torn_last_line_is_cut_off(torn: str, tmp_path: Path) -> None:
-    with opened(tmp_path) as journal:
-        journal.append(record(0))
-    path = tmp_path / "journal.jsonl"
+@pytest.mark.parametrize("torn", ['{"kind":"generation","attem', '{"kind":"closed"', "\0\0\0"])
+def test_a_torn_last_line_is_not_read(torn: str, tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    journal.append(record(0))
+    path = last_attempt(tmp_path)
     with path.open("a") as file:
         file.write(torn)
     assert read_journal(tmp_path).generations == (record(0),)
     assert path.read_text().endswith(torn)
 
-    with opened(tmp_path) as journal:
-        journal.append(record(1))
-    assert [json.loads(line)["kind"][0] for line in path.read_text().splitlines()] == ["a", "g", "a", "g"]
+    with opened(tmp_path, takeover=True) as successor:
+        successor.append(record(1))
     assert read_journal(tmp_path).generations == (record(0), record(1))
 
 
@@ -144,12 +153,12 @@ def test_every_torn_end_of_a_journal_leaves_the_generations_before_it(tmp_path: 
     with opened(tmp_path / "whole") as journal:
         journal.append(record(0))
         journal.append(record(1))
-    content = (tmp_path / "whole" / "journal.jsonl").read_bytes()
+    content = last_attempt(tmp_path / "whole").read_bytes()
     header = content.index(b"\n") + 1
     for size in range(header, len(content), 37):
         folder = tmp_path / str(size)
-        folder.mkdir()
-        (folder / "journal.jsonl").write_bytes(content[:size])
+        shutil.copytree(tmp_path / "whole", folder)
+        last_attempt(folder).write_bytes(content[:size])
         with opened(folder) as journal:
             finished = len(journal.generations())
             assert journal.generations() == [record(0), record(1)][:finished]
@@ -161,24 +170,48 @@ def test_every_torn_end_of_a_journal_leaves_the_generations_before_it(tmp_path: 
 def test_a_damaged_line_in_the_middle_is_told_with_its_number(tmp_path: Path) -> None:
     with opened(tmp_path) as journal:
         journal.append(record(0))
-    path = tmp_path / "journal.jsonl"
-    path.write_text(path.read_text() + "no json\n" + path.read_text().splitlines()[0] + "\n")
-    with pytest.raises(
-        RunFolderError, match=r"line 3 of .*journal.jsonl is damaged .*: restore the file from a copy or"
-    ):
-        opened(tmp_path)
+    path = last_attempt(tmp_path)
+    lines = path.read_text().splitlines(keepends=True)
+    for damaged in ("no json\n", "[]\n", lines[1], lines[1].replace("losses", "loses")):
+        path.write_text("".join([*lines[:2], damaged, *lines[2:]]))
+        with pytest.raises(
+            RunFolderError, match=r"line 3 of .*/journal/attempt-000001-.* is damaged .*: restore the file from a copy"
+        ):
+            opened(tmp_path)
+
+
+def test_a_file_that_is_missing_in_the_middle_is_told(tmp_path: Path) -> None:
+    for generation in range(3):
+        with opened(tmp_path) as journal:
+            journal.append(record(generation))
+    first, second, _ = sorted((tmp_path / "journal").iterdir())
+    second_lines = second.read_text().splitlines(keepends=True)
+    second.write_text(second_lines[0])
+    with pytest.raises(RunFolderError, match=r"attempt-000003-.* goes on from 2 generations, but there are 1: restore"):
+        read_journal(tmp_path)
+    second.write_text("".join(second_lines))
+    first.unlink()
+    with pytest.raises(StorageError, match=r"cannot read .*attempt-000001-.*: No such file"):
+        read_journal(tmp_path)
 
 
 def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
     opened(tmp_path).close()
-    path = tmp_path / "journal.jsonl"
-    path.write_text(path.read_text().replace('"version":1', '"version":2'))
-    with pytest.raises(RunFolderError, match="version 2, this program reads 1: go on with the program that wrote it"):
+    path = last_attempt(tmp_path)
+    path.write_text(path.read_text().replace('"version":2', '"version":3'))
+    with pytest.raises(RunFolderError, match="version 3, this program reads 2: go on with the program that wrote it"):
         opened(tmp_path)
 
 
+def test_a_run_from_before_there_were_attempts_is_refused_and_not_begun_again(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text('{"kind": "attempt", "version": 1}\n')
+    for look in (opened, read_journal, lambda folder: require_same_run(folder, "hash", CONFIG)):
+        with pytest.raises(RunFolderError, match="has version 1, this program reads 2: go on with the program that"):
+            look(tmp_path)
+
+
 def test_a_folder_without_a_journal_is_no_run_folder(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"is no run folder: it holds no journal\.jsonl"):
+    with pytest.raises(RunFolderError, match=r"is no run folder: it holds no journal; name the folder that a run made"):
         read_journal(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -186,16 +219,38 @@ def test_a_folder_without_a_journal_is_no_run_folder(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with opened(tmp_path) as journal:
-        before = (tmp_path / "journal.jsonl").read_bytes()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))
+        before = journal_files(tmp_path)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(*before.values()) + 20, hard))
         try:
-            with pytest.raises(StorageError, match=r"cannot write .*journal.jsonl: File too large; nothing was half-w"):
+            with pytest.raises(
+                StorageError, match=r"cannot write .*/journal/att.*: File too large; nothing was half-w"
+            ):
                 journal.append(record(0))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert (tmp_path / "journal.jsonl").read_bytes() == before
+        assert journal_files(tmp_path) == before
         journal.append(record(0))
     assert read_journal(tmp_path).generations == (record(0),)
+
+
+def test_a_run_that_could_not_be_closed_on_a_full_disk_goes_on_all_the_same(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    journal = opened(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        journal.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not read_journal(tmp_path).is_closed
+    opened(tmp_path).close()  # as after a kill on this machine
+
+
+def test_a_generation_of_the_usual_size_costs_two_kilobytes(tmp_path: Path) -> None:
+    metrics = {f"cluster/a_usual_length_{number:02d}": 1 / 3 + number for number in range(26)}
+    with opened(tmp_path) as journal:
+        empty = last_attempt(tmp_path).stat().st_size
+        journal.append(dataclasses.replace(record(0), losses=[0.1 + 0.2] * 32, metrics=metrics))
+        assert last_attempt(tmp_path).stat().st_size - empty < 2400
 
 
 def test_json_files_are_replaced_whole_and_keep_their_floats(tmp_path: Path) -> None:
@@ -210,7 +265,7 @@ def test_what_a_killed_driver_left_half_written_is_swept_away(tmp_path: Path) ->
     opened(tmp_path).close()
     (tmp_path / ".summary.json.0123abcd.tmp").write_text('{"tab')
     opened(tmp_path).close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["driver.lock", "journal.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["driver.lock", "journal"]
 
 
 # Two drivers
@@ -233,35 +288,128 @@ def test_a_driver_that_was_replaced_can_add_nothing(tmp_path: Path) -> None:
     replaced = opened(tmp_path)
     replaced.append(record(0))
     with opened(tmp_path, takeover=True) as successor:
-        with pytest.raises(RunFolderError, match=r"another driver has opened .*driver\.lock beside it says which"):
-            replaced.append(record(1))
+        before = journal_files(tmp_path)
+        for write in (
+            lambda: replaced.append(record(1)),
+            lambda: replaced.folder.write("summary.json", b"{}"),
+            lambda: replaced.folder.delete(["units/some.parquet"]),
+            replaced.require_current,
+        ):
+            with pytest.raises(
+                RunFolderError, match=rf"another driver has opened .* since \(pid {os.getpid()} on .*, att"
+            ):
+                write()
         replaced.close()
+        assert journal_files(tmp_path) == before
+        assert not (tmp_path / "summary.json").exists()
         with pytest.raises(RunFolderError, match="another driver is at work"):  # the lock is still the successor's
             opened(tmp_path)
         successor.append(record(1, losses=(5.0,)))
     assert read_journal(tmp_path).generations == (record(0), record(1, losses=(5.0,)))
 
 
-def test_a_line_that_a_replaced_driver_slipped_in_is_skipped(tmp_path: Path) -> None:
+def test_a_generation_that_a_replaced_driver_slipped_in_is_void(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced = opened(tmp_path)
+    replaced.append(record(0))
+    successor = opened(tmp_path, takeover=True)
+    with monkeypatch.context() as patch:  # it had asked just before, and its write was under way
+        patch.setattr("orchestrator.journal.attempt_names", lambda _: [replaced._name])
+        replaced.append(record(1, losses=(7.0,)))
+        replaced.append(record(2, losses=(7.0,)))
+    with pytest.raises(RunFolderError, match="another driver has opened"):
+        replaced.append(record(3))
+    assert read_journal(tmp_path).generations == (record(0),)
+    with successor:
+        successor.append(record(1))
+    with opened(tmp_path) as third:
+        assert third.generations() == [record(0), record(1)]
+
+
+def test_a_driver_learns_after_its_commit_that_it_was_replaced_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced = opened(tmp_path)
+    write = LocalFolder._write
+
+    def slow_write(folder: LocalFolder, name: str, content: bytes) -> None:
+        monkeypatch.setattr(LocalFolder, "_write", write)
+        opened(tmp_path, takeover=True).close()
+        write(folder, name, content)
+
+    monkeypatch.setattr(LocalFolder, "_write", slow_write)
+    with pytest.raises(RunFolderError, match="another driver has opened"):
+        replaced.append(record(0))
+    assert replaced.generations() == []
+    assert read_journal(tmp_path).generations == ()
+
+
+@settings(max_examples=60, deadline=None)
+@given(turns=st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["open", "append"])), max_size=25))
+def test_whatever_drivers_do_in_turn_only_the_last_to_open_adds(
+    turns: list[tuple[int, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    drivers: dict[int, Journal] = {}
+    last, expected = None, []
+    for turn, (name, action) in enumerate(turns):
+        if action == "open":
+            drivers[name] = opened(folder, takeover=True)
+            last = name
+            assert drivers[name].generations() == expected
+        elif name in drivers:
+            new = record(len(drivers[name].generations()), losses=(float(turn),))
+            if name == last:
+                drivers[name].append(new)
+                expected = [*expected, new]
+            else:
+                with pytest.raises(RunFolderError, match="another driver has opened"):
+                    drivers[name].append(new)
+        if drivers:
+            assert list(read_journal(folder).generations) == expected
+
+
+@pytest.mark.parametrize(("early", "late"), [("8", "0"), ("8", "f")], ids=["the second", "the first"])
+def test_of_two_drivers_that_open_at_once_the_one_with_the_last_name_stays(
+    early: str, late: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without locks both find nobody; the driver named ``late`` opens just before the file of ``early`` is written.
     with opened(tmp_path) as journal:
         journal.append(record(0))
-    opened(tmp_path).close()
-    path = tmp_path / "journal.jsonl"
-    stale = path.read_text().splitlines()[1].replace('"generation":0', '"generation":1')
-    path.write_text(path.read_text() + stale + "\n")
-    with opened(tmp_path) as journal:
-        assert journal.generations() == [record(0)]
-        journal.append(record(1))
+    monkeypatch.setattr(DriverLock, "acquire", lambda *_, **__: DriverLock(None, "unsupported"))
+    monkeypatch.setattr("orchestrator.journal.uuid4", lambda: SimpleNamespace(hex=early * 32))
+    write, others = LocalFolder._write, []
+
+    def write_late(folder: LocalFolder, name: str, content: bytes) -> None:
+        monkeypatch.setattr(LocalFolder, "_write", write)
+        monkeypatch.setattr("orchestrator.journal.uuid4", lambda: SimpleNamespace(hex=late * 32))
+        others.append(opened(tmp_path))
+        write(folder, name, content)
+
+    monkeypatch.setattr(LocalFolder, "_write", write_late)
+    if late > early:
+        with pytest.raises(RunFolderError, match="another driver has opened"):
+            opened(tmp_path)
+        driver = others[0]
+    else:
+        driver = opened(tmp_path)
+        with pytest.raises(RunFolderError, match="another driver has opened"):
+            others[0].append(record(1, losses=(9.0,)))
+    driver.append(record(1))
     assert read_journal(tmp_path).generations == (record(0), record(1))
 
 
-def test_a_driver_that_died_on_another_machine_is_replaced_only_on_request(tmp_path: Path) -> None:
-    opened(tmp_path).close()
-    (tmp_path / "driver.lock").write_text(json.dumps({"host": "head-7", "pid": 1, "since": "2026-11-23T09:00:00"}))
-    with pytest.raises(
-        RunFolderError, match=r"was at work and may still be on .* \(pid 1 on head-7, since 2026-11-23T"
-    ):
+def test_a_driver_that_died_on_another_machine_is_replaced_only_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "head-7")
+        opened(tmp_path)._lock.release()  # as the kernel does when it dies
+    before = journal_files(tmp_path)
+    with pytest.raises(RunFolderError, match=r"was at work and may still be on .* \(pid \d+ on head-7, since 20\d\d-"):
         opened(tmp_path)
+    assert journal_files(tmp_path) == before
     opened(tmp_path, takeover=True).close()
     opened(tmp_path).close()
 

@@ -80,3 +80,14 @@ def test_a_command_is_named_as_the_shell_finds_it(monkeypatch, tmp_path):
     assert installed_command("namm") == str(Path(".venv/bin/namm"))
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert installed_command("namm") == "namm"
+
+
+def test_a_command_of_another_installation_is_not_named(monkeypatch, tmp_path):
+    for place in ("ours", "theirs"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "ray").touch()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "ours" / "python"))
+    monkeypatch.setattr(shutil, "which", lambda name: str(tmp_path / "theirs" / name))
+    assert installed_command("ray") == str(tmp_path / "ours" / "ray")
+    monkeypatch.setattr(shutil, "which", lambda name: str(tmp_path / "ours" / name))
+    assert installed_command("ray") == "ray"

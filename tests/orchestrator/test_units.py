@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config import UnitSettings
-from orchestrator.units import draw_examples, plan_units
+from orchestrator.units import draw_examples, num_units, plan_units
 from workers.memory.specs import RivalSpec
 
 TASKS = ["qa", "code", "facts"]
@@ -127,3 +127,12 @@ def test_a_plan_does_not_alias_the_population():
 def test_more_examples_than_the_pool_holds_cannot_be_drawn():
     with pytest.raises(ValueError, match="larger sample than population"):
         draw_examples(0, 0, TASKS, 3, 4)
+
+
+@settings(deadline=None)
+@given(SIZES, SIZES, SIZES, SIZES, SIZES)
+def test_units_are_counted_as_they_are_cut(tasks, population, count, candidates_per_unit, examples_per_unit):
+    examples = {str(task): tuple(range(count)) for task in range(tasks)}
+    units = planned(population, examples, candidates_per_unit, examples_per_unit)
+    sizes = UnitSettings(candidates_per_unit=candidates_per_unit, examples_per_unit=examples_per_unit)
+    assert num_units(tasks, population, count, sizes) == len(units)

@@ -254,3 +254,55 @@ def test_a_recipe_builds_an_evaluator_of_its_tasks_on_its_number_of_threads():
         torch.set_num_threads(threads)
     assert set(evaluator.tasks) == {"facts_prose-64", "facts_code-64"}
     assert evaluator.score(unit(task="facts_code-64")).task == "facts_code-64"
+
+
+# No room -------------------------------------------------------------------------------------------------------------
+
+
+class SmallAccelerator(Evaluator):
+    """Has room for so many rows at once."""
+
+    def __init__(self, evaluator: Evaluator, room: int) -> None:
+        super().__init__(evaluator.language_model, evaluator.tasks)
+        self.room, self.sizes = room, []
+
+    def _score(self, unit: Unit) -> ScoredUnit:
+        self.sizes.append(len(unit.candidates) * len(unit.examples))
+        if self.sizes[-1] > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super()._score(unit)
+
+
+@pytest.mark.parametrize("room", [1, 3, 4, 7])
+def test_a_unit_without_room_is_scored_in_pieces_with_the_same_rows(evaluator, room, caplog):
+    whole = unit(candidates=(0, 1, 2))
+    small = SmallAccelerator(evaluator, room)
+    result = small.score(whole)
+    assert result.key == whole.key
+    require_same_rows(by_identity(result), by_identity(evaluator.score(whole)))
+    assert result.candidate.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert "no room for 12 rows at once; trying 6" in caplog.text
+
+
+def test_the_size_that_fits_is_remembered_and_can_be_handed_on(evaluator):
+    small = SmallAccelerator(evaluator, 4)
+    small.score(unit(candidates=(0, 1)))
+    assert small.limits == {"mixed": 4}
+    small.sizes.clear()
+    small.score(unit(candidates=(2, 3)))
+    assert small.sizes == [4, 4]
+    new = SmallAccelerator(evaluator, 4)
+    new.limits.update(small.limits)
+    new.score(unit(candidates=(2, 3)))
+    assert new.sizes == [4, 4]
+
+
+def test_one_row_without_room_is_an_error(evaluator):
+    with pytest.raises(torch.OutOfMemoryError):
+        SmallAccelerator(evaluator, 0).score(unit())
+
+
+def test_statistics_are_gathered_of_a_whole_unit_or_not_at_all(evaluator):
+    gathering = unit(record_statistics=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        SmallAccelerator(evaluator, 3).score(gathering)

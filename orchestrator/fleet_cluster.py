@@ -1,0 +1,125 @@
+"""The way into a Ray cluster: join the one at an address, or start one here, and see what room it has."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from orchestrator.address import require_cluster
+from orchestrator.config import ClusterSettings
+from orchestrator.errors import FleetError
+from orchestrator.rounds import told
+
+_logger = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Shared memory of a Ray started here: units travel inside the calls, so that little is needed."""
+
+
+def join(cluster: ClusterSettings) -> bool:
+    """Connect this process; False when it was connected before, by a program that uses Ray for more than this.
+
+    Raises:
+        FleetError: no cluster answers at the address, or Ray cannot be started here.
+    """
+    import ray
+
+    address = cluster.address
+    if address is not None:
+        require_cluster(_resolved(address))
+    if ray.is_initialized():
+        return False
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        num_cpus = max(1, math.ceil(cluster.most_workers * cluster.cpus_per_worker))
+        options = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+        options["object_store_memory"] = OBJECT_STORE_BYTES
+    try:
+        with _keeping_sigterm():
+            ray.init(**options, logging_level=logging.ERROR, log_to_driver=_logger.isEnabledFor(logging.DEBUG))
+    except Exception as error:
+        where = "Ray cannot be started on this machine"
+        if address is not None:
+            where = f"cannot join the cluster {address} (the port of a client server is written ray://host:port)"
+        raise FleetError(f"{where}: {told(error)}") from error
+    return True
+
+
+def require_room(cluster: ClusterSettings) -> None:
+    """Refuse a cluster none of whose machines has room for a worker.
+
+    Raises:
+        FleetError: says what is needed, and what there is.
+    """
+    needed = _needed(cluster)
+    machines = [machine["Resources"] for machine in _machines()]
+    if any(all(machine.get(kind, 0) >= amount for kind, amount in needed.items()) for machine in machines):
+        return
+    there = "; ".join(f"{machine.get('CPU', 0):g} CPU and {machine.get('GPU', 0):g} GPU" for machine in machines)
+    raise FleetError(
+        f"a worker needs {needed['CPU']:g} CPU and {needed['GPU']:g} GPU on one machine, but the cluster "
+        f"has {there or 'no machine'}: lower cluster.cpus_per_worker or cluster.accelerators_per_worker, or add "
+        "machines"
+    )
+
+
+def free_places(cluster: ClusterSettings) -> int:
+    """Workers for which the cluster has room now, if what is free lies together."""
+    import ray
+
+    free = ray.available_resources()
+    places = [int(free.get(kind, 0) / amount + 1e-6) for kind, amount in _needed(cluster).items() if amount > 0]
+    return min(places, default=cluster.most_workers)
+
+
+def is_alive(machine: str) -> bool:
+    """Whether a machine is still part of the cluster."""
+    return any(found["NodeID"] == machine for found in _machines())
+
+
+def kind_of(machine: str) -> str:
+    """What sort of accelerator a machine has, as Ray calls it; ``cpu`` for none."""
+    resources: dict[str, float] = next((found["Resources"] for found in _machines() if found["NodeID"] == machine), {})
+    return next((name for name in sorted(resources) if name.startswith("accelerator_type:")), "cpu")
+
+
+def _machines() -> list[dict[str, Any]]:
+    import ray
+
+    return [machine for machine in ray.nodes() if machine["Alive"]]
+
+
+def _needed(cluster: ClusterSettings) -> dict[str, float]:
+    return {"CPU": cluster.cpus_per_worker, "GPU": cluster.accelerators_per_worker}
+
+
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Ray aborts the process at SIGTERM; a program that had a handler keeps it, and so leaves every ``with``."""
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(former) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, former)
+
+
+def _resolved(address: str) -> str:
+    """The address itself; for ``auto`` what Ray would make of it."""
+    if address != "auto":
+        return address
+    from ray._private.services import canonicalize_bootstrap_address  # there is no public way to ask
+
+    try:
+        return os.environ.get("RAY_ADDRESS") or str(canonicalize_bootstrap_address("auto"))
+    except ConnectionError as error:
+        raise FleetError(
+            "cluster.address is auto, but no Ray runs on this machine and RAY_ADDRESS is not set: start one with "
+            "`ray start --head`, or set cluster.address to null, which starts Ray for this run"
+        ) from error

@@ -1,0 +1,67 @@
+"""The actor: one process with one scorer, and what it tells the driver."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from orchestrator.fleet_cluster import kind_of
+from orchestrator.rounds import Scorer, WorkerRecipe, told
+from workers.unit import ScoredUnit, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """Where a loaded worker is."""
+
+    pid: int
+    """Process id on its machine."""
+    machine: str
+    """Ray's id of the machine."""
+    kind: str
+    """Of the machine's accelerator."""
+
+
+class WorkerCodeError(Exception):
+    """What the recipe or its scorer raised, in one line."""
+
+
+class NammWorker:
+    """One process with one scorer. ``ps`` shows it as ``ray::NammWorker``."""
+
+    def __init__(self, recipe: WorkerRecipe) -> None:
+        self._recipe = recipe
+        self._scorer: Scorer | None = None
+
+    def report(self, limits: Mapping[str, Mapping[str, int]]) -> WorkerReport:
+        """Be ready, building the scorer if there is none yet.
+
+        Args:
+            limits: what other workers have learned, see ``Scorer.limits``, by kind of accelerator.
+        """
+        import ray
+
+        if self._scorer is None:
+            with _plain_errors():
+                self._scorer = self._recipe.build()
+        machine = ray.get_runtime_context().get_node_id()
+        kind = kind_of(machine)
+        self._scorer.limits.update(limits.get(kind, {}))
+        return WorkerReport(os.getpid(), machine, kind)
+
+    def score(self, unit: Unit) -> tuple[ScoredUnit, dict[str, int]]:
+        """Score a unit; gives the limits of the scorer as well."""
+        assert self._scorer is not None, "a unit came before report() had built the scorer"
+        with _plain_errors():
+            return self._scorer.score(unit), dict(self._scorer.limits)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Exceptions leave a worker as text: some cannot be unpickled, which would pass for a lost worker."""
+    try:
+        yield
+    except Exception as error:
+        raise WorkerCodeError(told(error)) from error
