@@ -48,6 +48,9 @@ conformance: setup ## Compare with golden data of the published implementation: 
 bench: setup ## Benchmarks of the parts
 	$(BIN)/python -m tests.benchmarks.bench_block
 	$(BIN)/python -m tests.benchmarks.bench_store
+	$(BIN)/python -m tests.benchmarks.bench_dispatch
+	$(BIN)/python -m tests.benchmarks.bench_fleet
+	$(BIN)/python -m tests.benchmarks.bench_resume
 	$(BIN)/python -m tests.benchmarks.bench_submit
 
 train-small-llama: setup ## Train the model in workers/models/small-llama again

@@ -77,6 +77,7 @@ def evolve(parts: Parts) -> Evolved:
     replay(parts.search, parts.journal.generations())
     while parts.search.generation < parts.config.search.generations:
         run_generation(parts, full)
+    compact(parts, before=parts.search.generation)
     return Evolved(full.spec, parts.search.mean, parts.journal.generations()[-1].population_hash)
 
 
@@ -106,7 +107,10 @@ def full_cache_pass(parts: Parts) -> FullCachePass:
 
 
 def run_generation(parts: Parts, full: FullCachePass) -> None:
-    """One generation. Commit order: Parquet, journal line (the commit point), tell; then listeners."""
+    """One generation. Commit order: Parquet, journal line (the commit point), tell; then listeners.
+
+    Unit files become tables while the next generation is being scored: at paper scale that takes half a second.
+    """
     config, search = parts.config, parts.search
     started = time.monotonic()
     generation, genomes = search.generation, search.ask()
@@ -143,13 +147,24 @@ def run_generation(parts: Parts, full: FullCachePass) -> None:
     parts.report(Progress(generation=generation, units_done=len(units), units_total=len(units), record=record))
 
 
+def compact(parts: Parts, before: int) -> None:
+    """Turn the unit files of earlier generations into tables, those that a killed driver left included."""
+    for generation in parts.store.staged_generations():
+        if generation < before:
+            parts.store.commit_units(generation)
+
+
 def score_units(parts: Parts, units: Sequence[Unit]) -> list[ScoredUnit]:
     """Score what is not yet on disk, make each result durable as it comes; all results in the order of ``units``."""
     there = parts.store.get_units([unit.key for unit in units])
     results = {unit.key: there.get(unit.key) for unit in units}
     missing = [unit for unit in units if results[unit.key] is None]
+    any_scored = False
     for scored in parts.fleet.score(missing):
         parts.store.put_unit(scored)
+        if not any_scored:  # by now every worker has something to do
+            compact(parts, before=scored.generation)
+        any_scored = True
         results[scored.key] = scored
         done = sum(result is not None for result in results.values())
         parts.report(Progress(generation=scored.generation, units_done=done, units_total=len(units)))

@@ -34,6 +34,7 @@ class NammWorker:
     def __init__(self, recipe: WorkerRecipe) -> None:
         self._recipe = recipe
         self._scorer: Scorer | None = None
+        self._place: tuple[str, str] | None = None
 
     def report(self, limits: Mapping[str, Mapping[str, int]]) -> WorkerReport:
         """Be ready, building the scorer if there is none yet.
@@ -46,8 +47,10 @@ class NammWorker:
         if self._scorer is None:
             with _plain_errors():
                 self._scorer = self._recipe.build()
-        machine = ray.get_runtime_context().get_node_id()
-        kind = kind_of(machine)
+        if self._place is None:  # asked once: it takes the cluster's head some milliseconds, at the start of a round
+            machine = ray.get_runtime_context().get_node_id()
+            self._place = machine, kind_of(machine)
+        machine, kind = self._place
         self._scorer.limits.update(limits.get(kind, {}))
         return WorkerReport(os.getpid(), machine, kind)
 

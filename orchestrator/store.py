@@ -78,7 +78,7 @@ class Store:
         return _by_key([*self._read_units(self._staged(generation)), *self._compacted(generation).values()])
 
     def commit_generation(self, generation: int, genomes: npt.NDArray[np.float32], fitness: GenerationFitness) -> None:
-        """Write a complete generation's tables and remove its unit files; may be repeated after a crash.
+        """Write what was proposed and what came of it; may be repeated after a crash. ``commit_units`` has the rest.
 
         Args:
             generation: round of evolution.
@@ -86,14 +86,13 @@ class Store:
             fitness: what the search is told of each candidate.
 
         Raises:
-            StorageError: the disk is full or may not be written; no unit is lost.
+            StorageError: the disk is full or may not be written.
         """
         self._write("genomes", generation, tables.genomes_table(generation, genomes))
         self._write("candidates", generation, tables.candidates_table(generation, fitness))
-        self.commit_units(generation)
 
     def commit_units(self, generation: int) -> None:
-        """Compact the units of a generation into tables; for units without genomes, like the full-cache pass.
+        """Compact the units of a generation into tables, and remove their files.
 
         Units that were compacted before stay. May be repeated after a crash.
 
@@ -116,6 +115,13 @@ class Store:
         self._folder.delete(staged)
         for name in staged:
             self._own.pop(_key_of(name), None)
+
+    def staged_generations(self) -> list[int]:
+        """Generations with units that are not compacted yet, ascending."""
+        self._folder.settle()
+        return sorted(
+            {_generation_of(_key_of(name)) for name in self._folder.names(_UNITS) if name.endswith(".parquet")}
+        )
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write, or replace, a table that belongs to no generation, like ``heldout``.

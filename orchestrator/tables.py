@@ -86,7 +86,7 @@ def evaluations_table(units: Sequence[ScoredUnit]) -> pa.Table:
     """A row per (unit, candidate, example)."""
     identity = _identity_columns(units, [len(unit.candidate) for unit in units])
     columns = [_concatenated(getattr(unit, name) for unit in units) for name in _EVALUATION_NAMES]
-    return pa.table([*identity, *columns], schema=schemas.EVALUATIONS)
+    return _table([*identity, *columns], schemas.EVALUATIONS)
 
 
 def evictions_table(units: Sequence[ScoredUnit]) -> pa.Table:
@@ -100,7 +100,7 @@ def evictions_table(units: Sequence[ScoredUnit]) -> pa.Table:
         "held_tokens": (unit.held_tokens.reshape(-1) for unit in units),
     }
     identity = _identity_columns(units, [unit.held_tokens.size for unit in units])
-    return pa.table([*identity, *map(_concatenated, columns.values())], schema=schemas.EVICTIONS)
+    return _table([*identity, *map(_concatenated, columns.values())], schemas.EVICTIONS)
 
 
 def units_table(units: Sequence[ScoredUnit]) -> pa.Table:
@@ -115,30 +115,37 @@ def units_table(units: Sequence[ScoredUnit]) -> pa.Table:
         [found and found.mean for found in statistics],
         [found and found.variance for found in statistics],
     ]
-    return pa.table([*_identity_columns(units, [1] * len(units)), *columns], schema=schemas.UNITS)
+    return _table([*_identity_columns(units, [1] * len(units)), *columns], schemas.UNITS)
 
 
 def _identity_columns(
     units: Sequence[ScoredUnit], rows: Sequence[int]
-) -> list[pa.LargeStringArray | npt.NDArray[np.int32]]:
+) -> list[pa.DictionaryArray | npt.NDArray[np.int32]]:
     """The columns that say which unit a row belongs to, each unit repeated for its rows."""
     return [
         _repeated([unit.key for unit in units], rows),
-        pa.array(np.repeat(np.array([unit.generation for unit in units], np.int32), rows)),
+        np.repeat(np.array([unit.generation for unit in units], np.int32), rows),
         _repeated([unit.memory_name for unit in units], rows),
         _repeated([unit.task for unit in units], rows),
         _repeated([unit.split for unit in units], rows),
     ]
 
 
-def _repeated(texts: Sequence[str], counts: Sequence[int]) -> pa.LargeStringArray:
-    # Plain text and no dictionary: pyarrow cannot group or join tables whose generations have different dictionaries.
-    # Repeating bytes is ten times faster than taking rows of a dictionary.
-    encoded = [text.encode() for text in texts]
-    offsets = np.zeros(sum(counts) + 1, np.int64)
-    np.cumsum(np.repeat([len(text) for text in encoded], counts), out=offsets[1:])
-    repeated = b"".join(text * count for text, count in zip(encoded, counts, strict=True))
-    return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(repeated))
+def _repeated(texts: Sequence[str], counts: Sequence[int]) -> pa.DictionaryArray:
+    """Each text as often as its count; a text is held once."""
+    encoded = pa.array(texts, pa.large_string()).dictionary_encode()
+    codes = np.repeat(encoded.indices.to_numpy(), np.array(counts, np.int64))
+    return pa.DictionaryArray.from_arrays(pa.array(codes), encoded.dictionary)
+
+
+def _table(columns: Sequence[Any], schema: pa.Schema) -> pa.Table:
+    """A table of a schema, whose text columns may come with a dictionary; in the file they are plain text."""
+    arrays = [
+        column if isinstance(column, pa.DictionaryArray) else pa.array(column, field.type)
+        for column, field in zip(columns, schema, strict=True)
+    ]
+    fields = [field.with_type(array.type) for field, array in zip(schema, arrays, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
 def _concatenated(arrays: Iterable[npt.NDArray[_Number]]) -> npt.NDArray[_Number]:
@@ -174,7 +181,7 @@ def units_from_tables(units: pa.Table, evaluations: pa.Table, evictions: pa.Tabl
         has_statistics = row["statistics_count"] is not None
         found[key] = ScoredUnit(
             key=key,
-            **{name: row[name] for name in ("generation", "memory_name", "task", "split", "seconds")},
+            **{name: row[name] for name in ("generation", "memory_name", "task", "split", "seconds", "is_declared")},
             **{name: array[evaluation_rows[key]] for name, array in arrays.items()},
             held_tokens=held_tokens[eviction_rows[key]].reshape(shape),
             statistics=_statistics(*(row[name] for name in schemas.UNITS.names[-3:])) if has_statistics else None,

@@ -76,7 +76,8 @@ def main() -> None:
         store = Store(folder)
         timed(f"put {len(units)} units", lambda: [store.put_unit(unit) for unit in units])
         print(f"{'unit files':<42} {megabytes(folder / 'units'):7.2f} MB")
-        timed("compact them", lambda: store.commit_generation(0, genomes, fitness))
+        timed("genomes and candidates (before the journal)", lambda: store.commit_generation(0, genomes, fitness))
+        timed("compact units (beside the next generation)", lambda: store.commit_units(0))
         for table in sorted((folder / "tables").iterdir()):
             rows = Store(folder).table(table.name).num_rows
             print(f"{f'  {table.name}, {rows} rows':<42} {megabytes(table):7.2f} MB")

@@ -29,7 +29,7 @@ from tests.orchestrator.conftest import TINY
 from tests.orchestrator.s3 import S3Server, s3_server
 from tests.orchestrator.test_evolution import CONFIG, CountingRecipe, drive, same
 from tests.orchestrator.test_journal import opened, record
-from tests.orchestrator.test_store import bits, generation_fitness, scored_unit
+from tests.orchestrator.test_store import bits, commit, generation_fitness, scored_unit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -216,7 +216,7 @@ def test_units_and_tables_are_the_same_on_an_object_store(run_address, tmp_path)
     for store in stores.values():
         store.put_unit(units[2])
         assert [bits(unit) for unit in store.units(0)] == [bits(unit) for unit in sorted(units, key=lambda u: u.key)]
-        store.commit_generation(0, np.ones((4, 5), np.float32), generation_fitness())
+        commit(store, 0, np.ones((4, 5), np.float32), generation_fitness())
         store.write_table("heldout", store.table("candidates"))
     analyst = Store(run_address)
     for name in ("candidates", "genomes", "units", "evaluations", "evictions", "heldout"):

@@ -22,6 +22,12 @@ from orchestrator.store import Store
 from workers.unit import FULL_CACHE_PASS, FeatureStatistics, ScoredUnit
 
 
+def commit(store: Store, generation: int, genomes: np.ndarray, fitness: GenerationFitness) -> None:
+    """All tables of a generation."""
+    store.commit_generation(generation, genomes, fitness)
+    store.commit_units(generation)
+
+
 def scored_unit(
     generation: int = 0,
     task: str = "facts",
@@ -85,7 +91,7 @@ def test_a_unit_comes_back_as_it_was_put_before_and_after_its_generation_is_comp
     assert bits(store.get_unit(plain.key)) == bits(plain)
     assert bits(store.get_unit(measured.key)) == bits(measured)
 
-    store.commit_generation(0, np.zeros((4, 5), np.float32), generation_fitness())
+    commit(store, 0, np.zeros((4, 5), np.float32), generation_fitness())
 
     assert list((tmp_path / "units").iterdir()) == []
     for reader in (store, Store(tmp_path)):
@@ -123,7 +129,7 @@ def test_any_score_and_any_statistic_keeps_its_bits(
 @given(genomes=hnp.arrays(np.uint32, (3, 11)))
 def test_any_genome_keeps_its_bits(genomes: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> None:
     store = Store(tmp_path_factory.mktemp("run"))
-    store.commit_generation(5, genomes.view(np.float32), generation_fitness(3))
+    commit(store, 5, genomes.view(np.float32), generation_fitness(3))
     column = store.table("genomes").column("genome").combine_chunks()
     assert column.type == pa.list_(pa.float32(), 11)
     assert column.flatten().to_numpy().tobytes() == genomes.tobytes()
@@ -148,7 +154,7 @@ def test_tables_hold_every_number_of_every_unit_once_and_in_order_of_keys(tmp_pa
         store.put_unit(unit)
     genomes = np.arange(20, dtype=np.float32).reshape(4, 5)
     fitness = generation_fitness()
-    store.commit_generation(0, genomes, fitness)
+    commit(store, 0, genomes, fitness)
 
     units.sort(key=lambda unit: unit.key)
     evaluations, evictions = store.table("evaluations"), store.table("evictions")
@@ -220,7 +226,7 @@ def test_before_the_first_generation_a_table_is_empty_but_has_its_columns(name: 
 def test_every_column_says_what_it_means_and_every_file_its_version(name: str, tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put_unit(scored_unit())
-    store.commit_generation(0, np.zeros((4, 5), np.float32), generation_fitness())
+    commit(store, 0, np.zeros((4, 5), np.float32), generation_fitness())
     schema = pq.read_table(tmp_path / "tables" / name).schema
     assert schema.metadata[schemas.VERSION_KEY] == b"1"
     for field in schema:

@@ -14,7 +14,7 @@ import pytest
 from orchestrator.errors import StorageError
 from orchestrator.store import Store
 from tests.orchestrator.disk import Disk, Killed
-from tests.orchestrator.test_store import bits, generation_fitness, scored_unit
+from tests.orchestrator.test_store import bits, commit, generation_fitness, scored_unit
 
 UNITS_TO_DRIVE = [scored_unit(with_statistics=True), scored_unit(examples=(1, 2)), scored_unit(candidates=(2, 3))]
 LATER_UNIT = scored_unit(memory_name="h2o-layer")
@@ -26,7 +26,7 @@ def drive(folder: Path) -> None:
     for unit in UNITS_TO_DRIVE:
         if store.get_unit(unit.key) is None:
             store.put_unit(unit)
-    store.commit_generation(0, np.ones((4, 5), np.float32), generation_fitness())
+    commit(store, 0, np.ones((4, 5), np.float32), generation_fitness())
     if store.get_unit(LATER_UNIT.key) is None:
         store.put_unit(LATER_UNIT)
     store.commit_units(0)
@@ -81,7 +81,7 @@ def test_a_unit_that_was_put_is_never_scored_again_whatever_happens_to_its_compa
             store.put_unit(unit)
         disk.steps, disk.fail_at = 0, step
         try:
-            store.commit_generation(0, np.ones((4, 5), np.float32), generation_fitness())
+            commit(store, 0, np.ones((4, 5), np.float32), generation_fitness())
         except Killed:
             pass
         else:
@@ -99,7 +99,7 @@ DRIVER = """
     from pathlib import Path
     import numpy as np
     from orchestrator.store import Store
-    from tests.orchestrator.test_store import generation_fitness, scored_unit
+    from tests.orchestrator.test_store import commit, generation_fitness, scored_unit
 
     store = Store(Path(sys.argv[1]))
     for generation in range(1000):
@@ -108,7 +108,7 @@ DRIVER = """
             if store.get_unit(unit.key) is None:
                 store.put_unit(unit)
                 print(unit.key, flush=True)
-        store.commit_generation(generation, np.ones((8, 5), np.float32), generation_fitness(8))
+        commit(store, generation, np.ones((8, 5), np.float32), generation_fitness(8))
 """
 
 
