@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         *(_add_evolve, _add_resume, _add_submit, _add_status),
-        *(_add_evaluate, _add_generate, _add_inspect, _add_track),
+        *(_add_evaluate, _add_generate, _add_inspect, _add_track, _add_convert, _add_doctor),
     ):
         add(commands)
     return parser
@@ -174,6 +174,7 @@ def _add_evaluate(commands: _Commands[_Parser]) -> None:
         epilog="Examples:\n"
         "  namm evaluate runs/small-seed0                                   with the run's own settings\n"
         "  namm evaluate runs/small-seed0/champion --lengths 256,1024 --examples 32 --rivals h2o,recent\n"
+        "  namm evaluate runs/small-seed0/champion --kept-ratio 0.1         with its dial turned\n"
         "  namm evaluate h2o --kept-ratio 0.4 --output h2o.json\n"
         "  namm evaluate full",
     )
@@ -196,7 +197,8 @@ def _add_evaluate(commands: _Commands[_Parser]) -> None:
         "--kept-ratio",
         type=_ratio,
         metavar="RATIO",
-        help="for a rival alone: tokens held in the end / tokens seen (default: 0.25)",
+        help="tokens held in the end / tokens seen: by a rival alone (default: 0.25), or by a memory, whose dial is "
+        "turned for each length on training examples (default: as it was saved)",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON document here as well")
     _add_modes(parser, quiet="show no progress", command="evaluate")
@@ -255,6 +257,39 @@ def _add_track(commands: _Commands[_Parser]) -> None:
     parser.add_argument("--uri", help="address of the MLflow server, or of a database (default: the run's own)")
     parser.add_argument("--experiment", metavar="NAME", help="to list the run under (default: the run's own)")
     _add_modes(parser, quiet=None, command="track")
+
+
+def _add_convert(commands: _Commands[_Parser]) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="read a checkpoint of the published implementation, or write one",
+        description="Make a memory of a checkpoint of the published implementation (its ckpt.pt), or the other way\n"
+        "round. A checkpoint is read as tensors and plain values; what holds anything else is refused, not run.",
+        epilog="Examples:\n"
+        "  namm convert ckpt.pt --to memories/published\n"
+        "  namm convert memories/published --to exported/ckpt.pt",
+    )
+    parser.add_argument("source", metavar="CKPT|MEMORY", help="a file, or the folder of a saved memory, or its hub id")
+    parser.add_argument("--to", required=True, type=Path, metavar="FOLDER|CKPT", help="a folder, or a file like x.pt")
+    _add_modes(parser, quiet=None, command="convert")
+
+
+def _add_doctor(commands: _Commands[_Parser]) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="say whether a memory can be attached to a model, and what it would find there",
+        description="Look at a model's configuration: layers, KV heads, windows, bytes a token, what would be hooked,\n"
+        "and what does not work and why. Reads no weights and runs no code that comes with the model.",
+        epilog="Examples:\n"
+        "  namm doctor small-llama\n"
+        "  namm doctor ./my-model --memory runs/small-seed0/champion\n"
+        "  namm doctor meta-llama/Llama-3.2-1B --json               asks the hub for the configuration",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="small-llama, a folder in Hugging Face format, or a hub id, also ID@COMMIT"
+    )
+    parser.add_argument("--memory", metavar="FOLDER", help="a saved memory whose settings should fit, also by address")
+    _add_modes(parser, quiet=None, command="doctor")
 
 
 class _Parser(argparse.ArgumentParser):

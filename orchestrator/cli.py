@@ -25,12 +25,12 @@ from orchestrator.arguments import DEBUG_VARIABLE, parse
 from orchestrator.errors import NammError
 from tasks.errors import TaskError
 from workers.errors import ModelError
-from workers.memory.errors import MemoryFileError, UnsupportedUseError
+from workers.memory.errors import DialError, MemoryFileError, UnsupportedUseError
 
 if TYPE_CHECKING:
     from orchestrator.terminal import Answer
 
-EXPECTED_ERRORS = (NammError, ModelError, MemoryFileError, UnsupportedUseError, TaskError)
+EXPECTED_ERRORS = (NammError, ModelError, MemoryFileError, UnsupportedUseError, DialError, TaskError)
 """What is told in one line; anything else is a fault of ours and keeps its traceback."""
 
 
@@ -154,6 +154,18 @@ def _track(arguments: argparse.Namespace) -> Answer:
     )
 
 
+def _convert(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.convert import convert
+
+    return convert(arguments.source, arguments.to)
+
+
+def _doctor(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.doctor import doctor
+
+    return doctor(arguments.model, memory=arguments.memory)
+
+
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], Answer]] = {
     "evolve": _evolve,
     "resume": _resume,
@@ -163,6 +175,8 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], Answer]] = {
     "generate": _generate,
     "inspect": _inspect,
     "track": _track,
+    "doctor": _doctor,
+    "convert": _convert,
 }
 
 

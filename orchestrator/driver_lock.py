@@ -18,7 +18,7 @@ from typing import Literal
 
 from orchestrator.errors import RunFolderError
 from orchestrator.files import storage_errors
-from orchestrator.history import JournalContents, read_journal
+from orchestrator.history import JournalContents, has_run, read_journal
 from orchestrator.storage import Folder, LocalFolder, Place
 
 LOCK_NAME = "driver.lock"
@@ -93,6 +93,21 @@ def driver_in(contents: JournalContents | None) -> Driver | None:
     last = contents.attempts[-1]
     since = datetime.fromtimestamp(last.opened_ms / 1000).astimezone().isoformat(timespec="seconds")
     return Driver(host=last.host, pid=last.pid, since=since, state=_state(last.host, last.pid))
+
+
+def require_no_driver(folder: Folder) -> None:
+    """Refuse a run that another driver works on, before anything is started for it.
+
+    Raises:
+        RunFolderError: says who.
+    """
+    if not has_run(folder):
+        return
+    lock = DriverLock.acquire(folder)
+    try:
+        require_driver_gone(folder, driver_in(read_journal(folder)), lock.answer)
+    finally:
+        lock.release()
 
 
 def require_driver_gone(folder: Folder, driver: Driver | None, answer: Answer) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from orchestrator.config import UnitSettings
 from orchestrator.units import plan_units
 from tasks.task import Split
+from workers.memory.dial import find_threshold
 from workers.memory.pretrained import PretrainedMemory
 from workers.memory.specs import MemorySpec, RivalName, RivalSpec
 from workers.unit import ScoredUnit, Unit
@@ -60,6 +61,14 @@ class Result:
     state_bytes: float
     """Bytes that the memory itself keeps beside them."""
     num_examples: int
+    exact_by_example: tuple[float, ...] = field(default=(), repr=False)
+    """``exact`` of each example, in the plan's order: what intervals are made of."""
+    graded_by_example: tuple[float, ...] = field(default=(), repr=False)
+    """``graded`` of each example."""
+
+    def document(self) -> dict[str, Any]:
+        """The means as plain values; the examples are in the ``units`` table."""
+        return {key: value for key, value in asdict(self).items() if not key.endswith("_by_example")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +85,8 @@ class EvaluationPlan:
     rivals: tuple[RivalName, ...]
     units: UnitSettings
     seed: int
+    allocations: tuple[Allocation, ...] = ALLOCATIONS
+    """How the bytes of each rival are split."""
 
 
 def evaluate(memory: PretrainedMemory, plan: EvaluationPlan, score: ScoreUnits) -> list[Result]:
@@ -92,6 +103,27 @@ def evaluate(memory: PretrainedMemory, plan: EvaluationPlan, score: ScoreUnits) 
     rivals = _rival_units(plan, held, every) | {CONTROL: _control_units(plan, held, every, score)}
     scored |= _score_all(score, rivals)
     return [summarise(name, task, units, seen[task]) for (name, task), units in scored.items()]
+
+
+def turn_dial(memory: PretrainedMemory, kept_ratio: float, plan: EvaluationPlan, score: ScoreUnits) -> PretrainedMemory:
+    """The memory with its dial turned until it keeps so much in the end, mean over the plan's training examples.
+
+    Raises:
+        DialError: no threshold keeps so much.
+    """
+
+    def kept_at(threshold: float) -> float:
+        spec = replace(memory.spec, threshold=threshold)
+        units = {
+            task: _units(plan, MEMORY, spec, task, genome=memory.genome, split="train", examples=plan.control_examples)
+            for task in plan.tasks
+        }
+        scored = _score_all(score, {MEMORY: units})
+        return float(np.mean([_kept_ratio(each, int(each[0].seen_tokens.max())) for each in scored.values()]))
+
+    found = find_threshold(kept_at, kept_ratio)
+    spec = replace(memory.spec, threshold=found.threshold)
+    return memory.turned(spec, {"kept_ratio": kept_ratio, "reached": found.kept})
 
 
 def held_after_update(scored: Sequence[ScoredUnit], update_every: int) -> npt.NDArray[np.float64]:
@@ -130,12 +162,18 @@ def summarise(name: str, task: str, scored: Sequence[ScoredUnit], full_tokens: i
         task=task,
         exact=mean(lambda unit: unit.exact),
         graded=mean(lambda unit: unit.graded),
-        kept_ratio=mean(lambda unit: unit.held_tokens.mean(axis=(1, 2)) / full_tokens),
+        kept_ratio=_kept_ratio(scored, full_tokens),
         mean_bytes=mean(lambda unit: unit.mean_bytes),
         peak_bytes=mean(lambda unit: unit.peak_bytes),
         state_bytes=mean(lambda unit: unit.state_bytes),
         num_examples=sum(len(unit.example) for unit in scored),
+        exact_by_example=tuple(np.concatenate([unit.exact for unit in scored]).tolist()),
+        graded_by_example=tuple(np.concatenate([unit.graded for unit in scored]).tolist()),
     )
+
+
+def _kept_ratio(scored: Sequence[ScoredUnit], full_tokens: int) -> float:
+    return float(np.concatenate([unit.held_tokens.mean(axis=(1, 2)) / full_tokens for unit in scored]).mean())
 
 
 def _rival_units(
@@ -143,7 +181,7 @@ def _rival_units(
 ) -> dict[str, dict[str, list[Unit]]]:
     units = {}
     for rival in plan.rivals:
-        for allocation in ALLOCATIONS[: 1 if rival in ONE_SHAPE else None]:
+        for allocation in ALLOCATIONS[:1] if rival in ONE_SHAPE else plan.allocations:
             name = rival if rival in ONE_SHAPE else f"{rival}-{allocation}"
             units[name] = {
                 task: _units(plan, name, _rival(plan, rival, update_every, allocate(held[task], allocation)), task)

@@ -67,9 +67,9 @@ class _Place:
     kind: str = ""
     """Of its machine's accelerator."""
     busy_since: float = 0.0
-    """When it began with the unit that it has in work, on the monotonic clock."""
+    """When it began with what it has in work, on the monotonic clock."""
     is_overdue: bool = False
-    """Killed because its unit took too long."""
+    """Killed because that took too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +176,9 @@ class RayFleet(DispatchedFleet):
     def _begin_round(self) -> None:
         self._heard_at = time.monotonic()
         self._slow.clear()
+        still_at_work = {call.worker for call in self._calls.values()}
+        for worker in self._places.keys() - still_at_work:
+            self._places[worker].busy_since = self._heard_at
         loading = {ref: call for ref, call in self._calls.items() if self._places[call.worker].pid is None}
         # Those that are loaded report again: one that died since the last round must not be taken for a unit's victim.
         loaded = {
@@ -205,13 +208,13 @@ class RayFleet(DispatchedFleet):
         import ray
 
         now = self._looked_at = time.monotonic()
-        for worker, key in self._in_work().items():
-            place = self._places[worker]
+        for call in self._oldest_calls():
+            place = self._places[call.worker]
             if now > place.busy_since + self._cluster.unit_timeout_seconds and not place.is_overdue:
                 place.is_overdue = True
                 ray.kill(place.actor)
-            elif self._pace.is_slow(self._units[key], now - place.busy_since):
-                self._slow.append(key)
+            elif call.key is not None and self._pace.is_slow(self._units[call.key], now - place.busy_since):
+                self._slow.append(call.key)
         if len(self._places) < self._most_workers:
             self._grow()
         if not self.worker_pids() and now > self._heard_at + PATIENCE_SECONDS:
@@ -222,13 +225,13 @@ class RayFleet(DispatchedFleet):
                 PATIENCE_SECONDS,
             )
 
-    def _in_work(self) -> dict[Worker, str]:
-        """The oldest unit on every worker that has one."""
-        oldest: dict[Worker, str] = {}
+    def _oldest_calls(self) -> list[_Call]:
+        """What every loaded worker is busy with; a report, while it is busy with a unit of a former round."""
+        oldest: dict[Worker, _Call] = {}
         for call in self._calls.values():
-            if call.key is not None:
-                oldest.setdefault(call.worker, call.key)
-        return oldest
+            if self._places[call.worker].pid is not None:
+                oldest.setdefault(call.worker, call)
+        return list(oldest.values())
 
     def _grow(self) -> None:
         """Start workers where there is room now: unlike the fewest, they do not make a cluster grow."""

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from orchestrator.evaluation import CONTROL, FULL, MEMORY, Result
 
 ORDER = (FULL, MEMORY, CONTROL)
 """Names that stand first in every table; the others follow by score."""
+
+RESAMPLES, INTERVAL = 1000, (2.5, 97.5)
+"""Of the bootstrap over examples: how often, and which percentiles are reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +30,12 @@ class TableRow:
     """Exact score over the full cache's."""
     graded_ratio: float
     """Graded score over the full cache's."""
+    exact_low: float
+    """Ends of a 95 % bootstrap interval over examples, resampled task by task."""
+    exact_high: float
+    graded_ratio_low: float
+    """The same examples are resampled for the full cache."""
+    graded_ratio_high: float
     kept_ratio: float
     mean_bytes: float
     peak_bytes: float
@@ -52,6 +64,9 @@ def _row(name: str, length: int, group: Sequence[Result], full: Sequence[Result]
     def mean(key: str, results: Sequence[Result] = group) -> float:
         return float(sum(getattr(result, key) for result in results) / len(results))
 
+    exact_low, exact_high = _interval(_resampled(group, "exact"))
+    graded_full = np.maximum(_resampled(full, "graded"), 1e-12)
+    ratio_low, ratio_high = _interval(_resampled(group, "graded") / graded_full)
     return TableRow(
         name=name,
         length=length,
@@ -59,12 +74,31 @@ def _row(name: str, length: int, group: Sequence[Result], full: Sequence[Result]
         graded=mean("graded"),
         exact_ratio=mean("exact") / max(mean("exact", full), 1e-12),
         graded_ratio=mean("graded") / max(mean("graded", full), 1e-12),
+        exact_low=exact_low,
+        exact_high=exact_high,
+        graded_ratio_low=ratio_low,
+        graded_ratio_high=ratio_high,
         kept_ratio=mean("kept_ratio"),
         mean_bytes=mean("mean_bytes"),
         peak_bytes=mean("peak_bytes"),
         state_bytes=mean("state_bytes"),
         num_examples=sum(result.num_examples for result in group),
     )
+
+
+def _resampled(group: Sequence[Result], key: str) -> npt.NDArray[np.float64]:
+    """``[RESAMPLES]`` means over tasks of the mean over examples drawn with replacement; the same draws every time."""
+    means = np.zeros(RESAMPLES)
+    for number, result in enumerate(sorted(group, key=lambda result: result.task)):
+        values = np.array(getattr(result, f"{key}_by_example") or (getattr(result, key),))
+        draws = np.random.default_rng(number).integers(len(values), size=(RESAMPLES, len(values)))
+        means += values[draws].mean(axis=1) / len(group)
+    return means
+
+
+def _interval(resampled: npt.NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.percentile(resampled, INTERVAL)
+    return float(low), float(high)
 
 
 HEADINGS = ("tokens", "memory", "exact", "graded", "of full", "kept", "mean KB", "peak KB", "state KB", "examples")

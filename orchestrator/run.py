@@ -16,13 +16,15 @@ from typing import Any
 
 from orchestrator import presets
 from orchestrator.config import RunConfig, UnitSettings, config_hash, config_to_dict
+from orchestrator.driver_lock import require_no_driver
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation import EvaluationPlan, evaluate
 from orchestrator.evolution import Evolved, Parts, Progress, evolve, score_units
 from orchestrator.files import json_bytes, write_json_atomic
 from orchestrator.fleet import Fleet, fleet_for
 from orchestrator.journal import Journal, has_run, read_journal, require_same_run
-from orchestrator.report import tabulate
+from orchestrator.provenance import best_rivals, origin_of
+from orchestrator.report import TableRow, tabulate
 from orchestrator.search import Search
 from orchestrator.storage import Folder, LocalFolder, Place, folder_at
 from orchestrator.store import Store
@@ -56,7 +58,7 @@ def run(
     """
     seconds: dict[str, float] = {}
     folder = folder_at(place)
-    initial = check(config, folder)
+    initial = check(config, folder, takeover=takeover)
     search = Search(config.search, config.memory.genome_size, config.seed, initial)
     with ExitStack() as stack:
         with _timed(seconds, "start"):
@@ -78,9 +80,12 @@ def run(
         )
         with _timed(seconds, "evolve"):
             evolved = evolve(parts)
-            champion = save_champion(config, folder, evolved)
+            champion = PretrainedMemory(evolved.spec, evolved.genome, origin_of(config, evolved))
+            save_champion(folder, champion)
         with _timed(seconds, "evaluate"):
-            summary = summarise(parts, evolved, champion)
+            summary, table = summarise(parts, evolved, champion)
+            champion = dataclasses.replace(champion, origin={**champion.origin, "table": best_rivals(table)})
+            save_champion(folder, champion)
         summary |= {"seconds": seconds | _seconds_by_part(journal), "mlflow": tracker.address}
         folder.write(SUMMARY, json_bytes(summary))
         desk = _laid_out(config, folder, champion, summary)
@@ -89,9 +94,11 @@ def run(
     return summary
 
 
-def check(config: RunConfig, folder: Folder) -> Any:
+def check(config: RunConfig, folder: Folder, *, takeover: bool = False) -> Any:
     """Everything that can be found wrong before a process starts or a file is written; returns the initial genome."""
     model_folder(config.model.path_or_id)
+    if not takeover:
+        require_no_driver(folder)
     require_same_run(folder, config_hash(config), config_to_dict(config))
     _require_generations_to_come(config, folder)
     folder.require_writable()
@@ -147,36 +154,22 @@ def evaluation_plan(config: RunConfig) -> EvaluationPlan:
     )
 
 
-def save_champion(config: RunConfig, folder: Folder, evolved: Evolved) -> PretrainedMemory:
-    """Write the mean genome as a memory that others can load."""
-    memory = PretrainedMemory(
-        spec=evolved.spec,
-        genome=evolved.genome,
-        origin={
-            "model": config.model.path_or_id,
-            "model_revision": config.model.revision,
-            "tasks": [task.name for task in config.tasks],
-            "generations": config.search.generations,
-            "seed": config.seed,
-            "config_hash": config_hash(config),
-            "population_hash": evolved.population_hash,
-        },
-    )
+def save_champion(folder: Folder, memory: PretrainedMemory) -> None:
+    """Write the mean genome as a memory that others can load, with its card."""
     with tempfile.TemporaryDirectory() as saved:
         memory.save_pretrained(saved)
         # The genome first: whoever finds config.json finds a whole memory.
         for path in sorted(Path(saved).iterdir(), key=lambda path: path.name == "config.json"):
             folder.write(f"{CHAMPION}/{path.name}", path.read_bytes())
-    return memory
 
 
-def summarise(parts: Parts, evolved: Evolved, champion: PretrainedMemory) -> dict[str, Any]:
-    """Score the champion, the full cache and the rivals on held-out examples."""
+def summarise(parts: Parts, evolved: Evolved, champion: PretrainedMemory) -> tuple[dict[str, Any], list[TableRow]]:
+    """Score the champion, the full cache and the rivals on held-out examples; the summary, and the table in it."""
     config, plan = parts.config, evaluation_plan(parts.config)
     results = evaluate(champion, plan, lambda units: score_units(parts, units))
     parts.store.commit_units(plan.generation)
     table = tabulate(results, {task.name: task.length for task in evaluation_tasks(config)})
-    return {
+    summary = {
         "version": SUMMARY_VERSION,
         "model": config.model.path_or_id,
         "generations": config.search.generations,
@@ -185,8 +178,9 @@ def summarise(parts: Parts, evolved: Evolved, champion: PretrainedMemory) -> dic
         "population_hash": evolved.population_hash,
         "genome_sha256": hashlib.sha256(champion.genome.tobytes()).hexdigest(),
         "table": [dataclasses.asdict(row) for row in table],
-        "results": [dataclasses.asdict(result) for result in results],
+        "results": [result.document() for result in results],
     }
+    return summary, table
 
 
 def _open_journal(config: RunConfig, folder: Folder, *, takeover: bool) -> Journal:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from orchestrator.config import UnitSettings
 from tasks.task import Split
-from workers.memory.specs import MemorySpec
+from workers.memory.specs import MemorySpec, for_candidates
 from workers.unit import ScoredUnit, Unit
 
 COPIED = ("seen_tokens", "held_tokens", "mean_bytes", "peak_bytes", "state_bytes")
@@ -70,7 +70,7 @@ def plan_units(
         Unit(
             generation=generation,
             memory_name=memory_name,
-            memory=memory,
+            memory=for_candidates(memory, slice(block[0], block[-1] + 1)),
             task=task,
             split=split,
             examples=shard,
@@ -106,14 +106,8 @@ def declare(unit: Unit, full: Sequence[ScoredUnit]) -> ScoredUnit:
     def copied(name: str) -> Any:
         return np.stack([getattr(whole, name)[row] for whole, row in sources])
 
-    return ScoredUnit(
-        key=unit.key,
-        generation=unit.generation,
-        memory_name=unit.memory_name,
-        task=unit.task,
-        split=unit.split,
-        candidate=np.repeat(np.array(unit.candidates, np.int32), len(unit.examples)),
-        example=np.tile(np.array(unit.examples, np.int32), len(unit.candidates)),
+    return ScoredUnit.of(
+        unit,
         exact=np.zeros(rows),
         graded=np.zeros(rows),
         seconds=0.0,

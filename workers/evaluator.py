@@ -185,15 +185,8 @@ class _Rows:
 
     def scored(self, seconds: float, statistics: FeatureStatistics | None) -> ScoredUnit:
         """The finished unit."""
-        unit = self.unit
-        return ScoredUnit(
-            key=unit.key,
-            generation=unit.generation,
-            memory_name=unit.memory_name,
-            task=unit.task,
-            split=unit.split,
-            candidate=np.repeat(np.array(unit.candidates, np.int32), len(unit.examples)),
-            example=np.tile(np.array(unit.examples, np.int32), len(unit.candidates)),
+        return ScoredUnit.of(
+            self.unit,
             exact=self.exact.ravel(),
             graded=self.graded.ravel(),
             seen_tokens=self.seen.ravel(),

@@ -98,10 +98,10 @@ def load_language_model(settings: ModelSettings) -> LanguageModel:
         "local_files_only": folder is not None or bool(os.environ.get("HF_HUB_OFFLINE")),
         "trust_remote_code": settings.trust_remote_code,
     }
-    with _said_in_one_line(f"cannot load {settings.path_or_id!r}"):
+    with said_in_one_line(f"cannot load {settings.path_or_id!r}"):
         config = AutoConfig.from_pretrained(source, **common)
     _rescale_rope(config.get_text_config(decoder=True), settings)
-    with _said_in_one_line(f"cannot load {settings.path_or_id!r}"), _without_progress_bars():
+    with said_in_one_line(f"cannot load {settings.path_or_id!r}"), _without_progress_bars():
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -115,13 +115,13 @@ def load_language_model(settings: ModelSettings) -> LanguageModel:
             f"model.path_or_id: cannot load {settings.path_or_id!r}: {len(missing)} of its weights are in no file, "
             f"{missing[0]} the first of them: fetch the model again"
         )
-    with _said_in_one_line(f"cannot load the tokenizer of {settings.path_or_id!r}"):
+    with said_in_one_line(f"cannot load the tokenizer of {settings.path_or_id!r}"):
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     return LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer)
 
 
 @contextmanager
-def _said_in_one_line(what: str) -> Iterator[None]:
+def said_in_one_line(what: str) -> Iterator[None]:
     """Turns whatever transformers raises into a ModelError: its reasons and remedies, on one line."""
     try:
         yield

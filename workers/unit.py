@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.task import Split
-from workers.memory.specs import MemorySpec
+from workers.memory.specs import MemorySpec, for_candidates
 
 FULL_CACHE_PASS = -1
 """The generation number of the pass that scores the full cache on the whole pool before generation 0."""
@@ -110,6 +110,20 @@ class ScoredUnit:
     is_declared: bool = False
     """Whether the unit was set aside, and got declared scores of 0 instead of its own."""
 
+    @classmethod
+    def of(cls, unit: Unit, **values: Any) -> ScoredUnit:
+        """What came of a unit: its identity row by row, and the values of all other fields."""
+        return cls(
+            key=unit.key,
+            generation=unit.generation,
+            memory_name=unit.memory_name,
+            task=unit.task,
+            split=unit.split,
+            candidate=np.repeat(np.array(unit.candidates, np.int32), len(unit.examples)),
+            example=np.tile(np.array(unit.examples, np.int32), len(unit.candidates)),
+            **values,
+        )
+
 
 def split(unit: Unit, most_rows: int) -> list[Unit]:
     """The unit in pieces of at most that many (candidate, example) pairs, whose rows follow one another."""
@@ -118,6 +132,7 @@ def split(unit: Unit, most_rows: int) -> list[Unit]:
     return [
         replace(
             unit,
+            memory=for_candidates(unit.memory, slice(first, first + candidates)),
             candidates=unit.candidates[first : first + candidates],
             genomes=unit.genomes[first : first + candidates],
             examples=unit.examples[start : start + examples],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -52,7 +52,8 @@ def evaluate(
         what: folder of a saved memory, a run folder (its champion), or a rival's name.
         preset: whose tasks, model and cluster to use; None for the run's own, or ``small``.
         overrides: texts like ``evaluation.lengths=[256,512]``.
-        kept_ratio: what a rival alone may hold in the end, of the tokens seen; None for a quarter.
+        kept_ratio: what is to be held in the end, of the tokens seen: by a rival alone (None for a quarter), or by a
+            memory, whose dial is turned for each length on training examples (None leaves it as it is).
         output: JSON file to write as well.
         quiet: show no progress.
 
@@ -62,32 +63,47 @@ def evaluate(
         ModelError: there is no such model.
     """
     contender = find_contender(what)
-    if kept_ratio is not None and isinstance(contender, PretrainedMemory):
-        raise InputError(
-            "--kept-ratio is for a rival alone: a saved memory itself decides how much it keeps; leave it out"
-        )
     config = _settings(what, preset, overrides)
     model_folder(config.model.path_or_id)
     if output is not None:
         _require_writable(output)
     with fleet_for(worker_recipe(config), config.cluster) as fleet, reporting(0, sys.stderr, quiet=quiet) as report:
         score = score_on(fleet, report)
-        plan = evaluation_plan(config)
+        plan, lengths = evaluation_plan(config), {task.name: task.length for task in evaluation_tasks(config)}
         if isinstance(contender, PretrainedMemory):
-            results = evaluation.evaluate(contender, plan, score)
+            settings = _dial_settings(contender, kept_ratio, plan, lengths, score)
+            results = [result for part, memory in settings for result in evaluation.evaluate(memory, part, score)]
         else:
             every, ratio = config.memory.update_every, DEFAULT_KEPT_RATIO if kept_ratio is None else kept_ratio
-            results = evaluate_rival(contender, ratio, every, plan, score)
-    table = tabulate(results, {task.name: task.length for task in evaluation_tasks(config)})
+            settings, results = [], evaluate_rival(contender, ratio, every, plan, score)
+    table = tabulate(results, lengths)
     document = {
         "what": what,
         "model": config.model.path_or_id,
         "table": [dataclasses.asdict(row) for row in table],
-        "results": [dataclasses.asdict(result) for result in results],
+        "results": [result.document() for result in results],
+        "thresholds": {lengths[part.tasks[0]]: memory.spec.threshold for part, memory in settings},
     }
     if output is not None:
         write_json_atomic(output, document)
     return Answer(document, [grid(HEADINGS, printed_rows(table), left=2)])
+
+
+def _dial_settings(
+    memory: PretrainedMemory,
+    kept_ratio: float | None,
+    plan: EvaluationPlan,
+    lengths: Mapping[str, int],
+    score: ScoreUnits,
+) -> list[tuple[EvaluationPlan, PretrainedMemory]]:
+    """A plan for each length, with the memory to score on it; at ``kept_ratio`` if that is given."""
+    parts = [
+        dataclasses.replace(plan, tasks=tuple(task for task in plan.tasks if lengths[task] == length))
+        for length in sorted(set(lengths.values()))
+    ]
+    if kept_ratio is None:
+        return [(part, memory) for part in parts]
+    return [(part, evaluation.turn_dial(memory, kept_ratio, part, score)) for part in parts]
 
 
 def find_contender(what: str) -> Contender:

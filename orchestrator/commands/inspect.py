@@ -124,6 +124,7 @@ def inspect_memory(place: Place) -> Answer:
         "kind": "memory",
         "folder": str(folder),
         "settings": dataclasses.asdict(memory.spec.settings),
+        "threshold": memory.spec.threshold,
         "genome_size": len(memory.genome),
         "genome_norm": float((memory.genome.astype(float) ** 2).sum() ** 0.5),
         "genome_sha256": hashlib.sha256(memory.genome.tobytes()).hexdigest(),
@@ -135,7 +136,8 @@ def inspect_memory(place: Place) -> Answer:
         ("genome", f"{document['genome_size']:,} numbers, norm {document['genome_norm']:.3f}"),
         ("genome sha256", document["genome_sha256"]),
         ("normalisation", document["normalisation_sha256"] or "none: raw features"),
-        *((f"origin: {key}", _shown(value)) for key, value in memory.origin.items()),
+        ("threshold", f"{memory.spec.threshold} (as evolved: 0.0)"),
+        *((f"origin: {key}", _shown(value)) for key, value in memory.origin.items() if key != "table"),
     ]
     return Answer(document, [facts(pairs), "", *_settings(document["settings"])])
 

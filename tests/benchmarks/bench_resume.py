@@ -40,9 +40,7 @@ def drive(folder: Path, settings: RunConfig) -> tuple[float, Evolved]:
         search = Search(settings.search, settings.memory.genome_size, settings.seed)
         store = Store(journal.folder)
         evolved = evolve(
-            Parts(
-                config=settings, fleet=fleet, store=store, journal=journal, search=search, report=lambda _: None
-            )
+            Parts(config=settings, fleet=fleet, store=store, journal=journal, search=search, report=lambda _: None)
         )
     return time.perf_counter() - began, evolved
 

@@ -246,6 +246,21 @@ def test_a_worker_that_hangs_is_replaced(settings, tmp_path):
         assert fleet.stats().deaths == 1
 
 
+def test_a_worker_that_hangs_beyond_its_round_is_replaced_too(settings, tmp_path):
+    """Another worker scores the unit; the one that hangs would keep its accelerator for ever."""
+    recipe = FakeRecipe(folder=tmp_path, slow_once=(5,))
+    with RayFleet(recipe, dataclasses.replace(settings, unit_timeout_seconds=6.0)) as fleet:
+        loaded_workers(fleet, 2)
+        assert same(fleet.score(units()), in_process())
+        deadline = time.monotonic() + 30
+        while not fleet.stats().deaths:
+            assert same(fleet.score(units(generation=1, count=2)), in_process(generation=1, count=2))
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert fleet.stats() == FleetStats(workers=1, deaths=1, retries=0)
+        assert len(loaded_workers(fleet, 2)) == 2
+
+
 def test_a_fleet_grows_into_machines_that_join_and_uses_them_at_once(cluster, settings):
     growing = dataclasses.replace(settings, workers=(1, 3), cpus_per_worker=HEAD_CPUS)
     with RayFleet(FakeRecipe(seconds=0.3), growing) as fleet:
@@ -260,6 +275,21 @@ def test_a_fleet_grows_into_machines_that_join_and_uses_them_at_once(cluster, se
         assert same(result, in_process(count=48))
         assert same(fleet.score(units()), in_process()), "the fleet shrinks to what there is"
         assert len(fleet.worker_pids()) == 1
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.5, 4), (1.0, 2), (2.0, 1)])
+def test_accelerators_are_shared_or_held_by_several(cluster, settings, share, count):
+    """A machine with two of them has room for four halves, two wholes, or one worker that needs both."""
+    machine = cluster.add_node(num_cpus=HEAD_CPUS, num_gpus=2)
+    growing = dataclasses.replace(settings, workers=(1, 8), cpus_per_worker=0.1, accelerators_per_worker=share)
+    try:
+        with RayFleet(FakeRecipe(), growing) as fleet:
+            assert len(loaded_workers(fleet, count)) == count
+            time.sleep(2 * fleet_module.LOOK_SECONDS)
+            assert same(fleet.score(units()), in_process())
+            assert len(fleet.worker_pids()) == count
+    finally:
+        cluster.remove_node(machine)
 
 
 def test_killing_one_of_eight_workers_loses_its_units_in_flight_and_no_more(settings):

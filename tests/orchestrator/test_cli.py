@@ -28,6 +28,8 @@ OPTIONS = {
     "generate": SHARED | {"--model", "--device", "--dtype", "--prompt", "--max-new-tokens", "--show"},
     "inspect": SHARED,
     "track": SHARED | {"--uri", "--experiment"},
+    "convert": SHARED | {"--to"},
+    "doctor": SHARED | {"--memory"},
 }
 """Every command and option; adding one is a decision, to be taken here as well."""
 

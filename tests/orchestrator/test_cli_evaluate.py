@@ -108,9 +108,26 @@ def test_a_saved_memory_of_another_architecture_is_refused(finished_run, tmp_pat
     assert "the genome has 2124 numbers, its settings need 1100" in capsys.readouterr().err
 
 
-def test_a_saved_memory_decides_itself_how_much_it_keeps(finished_run, capsys):
-    assert main(["evaluate", str(finished_run.folder), "--kept-ratio", "0.5"]) == 2
-    assert "--kept-ratio is for a rival alone" in capsys.readouterr().err
+def test_the_dial_of_a_saved_memory_is_turned_for_each_length(finished_run, capsys):
+    words = ["--lengths", "256,320", "--rivals", "recent", "--kept-ratio", "0.5"]
+    document = evaluated(capsys, str(finished_run.folder), *words)
+    kept = {(row["length"], row["name"]): row["kept_ratio"] for row in document["table"]}
+    assert kept[256, "namm"] == pytest.approx(0.5, abs=0.03)
+    assert kept[320, "namm"] == pytest.approx(0.5, abs=0.03)
+    assert kept[320, "recent-uniform"] == pytest.approx(kept[320, "namm"], abs=0.01)
+    assert set(document["thresholds"]) == {"256", "320"}
+    assert 0.0 not in document["thresholds"].values()
+
+
+def test_a_memory_is_evaluated_as_it_was_saved_unless_told_otherwise(finished_run, capsys):
+    assert evaluated(capsys, str(finished_run.folder), "--rivals", "none")["thresholds"] == {"256": 0.0}
+
+
+def test_a_share_that_no_threshold_keeps_is_refused(finished_run, capsys):
+    assert main(["evaluate", str(finished_run.folder), "--quiet", "--kept-ratio", "0.01"]) == 2
+    told = capsys.readouterr().err
+    assert "no threshold keeps 0.01: least is" in told
+    assert told.count("\n") == 1
 
 
 def test_a_run_without_champion_has_nothing_to_evaluate_yet(tmp_path, finished_run, capsys):

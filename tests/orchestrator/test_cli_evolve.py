@@ -124,7 +124,9 @@ def test_a_second_driver_is_told_of_the_first_and_may_take_over(command, copied_
     with monkeypatch.context() as patch:
         patch.setattr(socket, "gethostname", lambda: "another-machine")
         leave_open(copied_run)
-    assert main([*command, str(copied_run)]) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.run.fleet_for", None)  # nothing may be started before the refusal
+        assert main([*command, str(copied_run)]) == 2
     told = capsys.readouterr().err
     assert f"(pid {os.getpid()} on another-machine, since 20" in told
     assert f"namm resume {copied_run} --takeover" in told

@@ -124,6 +124,14 @@ def test_rivals_hold_as_many_bytes_as_the_memory_in_the_end(memory):
         assert kept[name] == pytest.approx(kept[MEMORY], abs=1 / SEEN), name
 
 
+def test_with_fewer_splits_a_rival_without_any_still_holds_as_much_as_the_memory(memory):
+    """Truncation once got the budget of the first head for all of them, where only ``head`` was asked for."""
+    results = evaluate(memory, plan(tasks=("a-256",), allocations=("head",)), FakeFleet())
+    kept = {result.name: result.kept_ratio for result in results}
+    assert kept.keys() == {MEMORY, FULL, CONTROL, "truncation", "recent-head", "h2o-head"}
+    assert kept["truncation"] == pytest.approx(kept[MEMORY], abs=1 / SEEN)
+
+
 def test_the_whole_head_of_the_control_is_chosen_on_training_examples_only(memory):
     fleet = FakeFleet()
     evaluate(memory, plan(), fleet)

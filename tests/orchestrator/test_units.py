@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from orchestrator.config import UnitSettings
 from orchestrator.units import draw_examples, num_units, plan_units
-from workers.memory.specs import RivalSpec
+from workers.memory.specs import NammSettings, NammSpec, RivalSpec
+from workers.unit import split
 
 TASKS = ["qa", "code", "facts"]
 SIZES = st.integers(1, 7)
@@ -136,3 +137,17 @@ def test_units_are_counted_as_they_are_cut(tasks, population, count, candidates_
     units = planned(population, examples, candidates_per_unit, examples_per_unit)
     sizes = UnitSettings(candidates_per_unit=candidates_per_unit, examples_per_unit=examples_per_unit)
     assert num_units(tasks, population, count, sizes) == len(units)
+
+
+def test_a_block_with_a_threshold_for_each_genome_is_cut_with_its_thresholds():
+    units = plan_units(
+        generation=0,
+        memory_name="namm",
+        memory=NammSpec(settings=NammSettings(), threshold=(0.0, 1.0, 2.0)),
+        genomes=np.zeros((3, 4), np.float32),
+        examples={"qa": (0, 1)},
+        split="train",
+        settings=UnitSettings(candidates_per_unit=2, examples_per_unit=2),
+    )
+    assert [unit.memory.threshold for unit in units] == [(0.0, 1.0), (2.0,)]
+    assert [piece.memory.threshold for piece in split(units[0], 1)] == [(0.0,), (0.0,), (1.0,), (1.0,)]

@@ -9,32 +9,27 @@ Shapes: B rows, H KV heads, r query heads per KV head, n queries, K slots, d hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import causal_mask_function
 
-from workers.memory.cache import MemoryCache, UpdateListener, drop_staged_layer, take_staged_layer
+from workers.memory.cache import MemoryCache, MemoryLayer, UpdateListener, drop_staged_layer, take_staged_layer
+from workers.memory.compiling import outside_graphs
 from workers.memory.errors import UnsupportedUseError
 from workers.memory.memory import Memory
+from workers.memory.options import AttentionOptions
+from workers.memory.padding import Cohort
 from workers.memory.slots import Slots
+from workers.memory.support import require_support, switch_attention
 
 IMPLEMENTATION = "namm"
 """Name of our functions in transformers' registries."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionOptions:
-    """What a model asks of its attention beyond the usual."""
-
-    scaling: float
-    sliding_window: int | None = None
-    softcap: float | None = None
 
 
 def blocks(seen_tokens: int, new_tokens: int, update_every: int | None) -> Iterator[tuple[int, int]]:
@@ -75,7 +70,7 @@ def attend_and_watch(
         query: ``[B, H * r, n, d]``.
         slots: what the layer holds, the queries' own tokens included.
         mask: as :func:`visible` has it.
-        options: scaling and soft cap of the scores.
+        options: scaling, soft cap and sinks of the scores. What a sink takes is missing from the weights.
 
     Returns:
         Output ``[B, H * r, n, d]`` and averaged weights ``[B, H, n, K]`` in the model's dtype.
@@ -89,14 +84,23 @@ def attend_and_watch(
     scores = scores.view(rows, heads, query_heads // heads, num_queries, num_slots)
     if mask is not None:
         scores = scores.masked_fill_(~mask[:, :, None], -torch.inf)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = _softmax(scores, options.sinks).to(query.dtype)
     output = weights.view(rows, heads, -1, num_slots) @ slots.values
     return output.view(rows, query_heads, num_queries, -1), weights.mean(dim=2)
 
 
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Over the slots, in float32: ``[B, H, r, n, K]``."""
+    if sinks is None:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32)
+    rows, heads, group, queries, _ = scores.shape
+    column = sinks.to(scores.dtype).view(1, heads, group, 1, 1).expand(rows, -1, -1, queries, -1)
+    return torch.softmax(torch.cat([scores, column], dim=-1), dim=-1, dtype=torch.float32)[..., :-1]
+
+
 def attend(query: Tensor, slots: Slots, mask: Tensor | None, options: AttentionOptions) -> Tensor:
     """Fused attention for memories that do not watch; shapes as in :func:`attend_and_watch`."""
-    if options.softcap is not None:
+    if options.softcap is not None or options.sinks is not None:
         return attend_and_watch(query, slots, mask, options)[0]
     if mask is not None and mask.shape[1] > 1:
         mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
@@ -105,6 +109,7 @@ def attend(query: Tensor, slots: Slots, mask: Tensor | None, options: AttentionO
     )
 
 
+@outside_graphs
 def memory_attention(
     module: nn.Module,
     query: Tensor,
@@ -115,26 +120,45 @@ def memory_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over what the layer holds; signature as transformers' attention functions have it."""
-    layer = take_staged_layer(key)
-    if attention_mask is not None:
+    layer = take_staged_layer(module, key)
+    if attention_mask is not None and attention_mask.ndim != 2:
         raise UnsupportedUseError(
             "a cache that forgets takes no 4-D attention mask: it knows who sees whom by position"
         )
-    if kwargs.get("s_aux") is not None:
-        raise UnsupportedUseError(f"{type(module).__name__} uses attention sinks (s_aux), which no memory supports yet")
-    options = AttentionOptions(
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        sliding_window=kwargs.get("sliding_window"),
-        softcap=kwargs.get("softcap"),
-    )
+    options = AttentionOptions.of_call(module, query.shape[-1], scaling, kwargs)
+    layer.options = options
+    seen, new = layer.seen_tokens, query.shape[2]
+    padding = layer.cache.padding
+    padding.read(attention_mask, query.shape[0], seen)
+    if any(padding.by_row) and layer.cache.memory.num_genomes > 1:
+        raise UnsupportedUseError("a block of genomes takes no padded batches: group prompts of equal length")
+    output = None
+    for cohort in padding.cohorts(query.device):
+        if cohort.rows is None:
+            output = sweep(layer, cohort, query, key, value, options)
+            break
+        if output is None:
+            output = query.new_zeros(*query.shape[:3], value.shape[-1])
+        first = max(0, cohort.padding - seen)
+        if first < new:
+            queries, keys, values = (tensor[cohort.rows, :, first:] for tensor in (query, key, value))
+            output[cohort.rows, :, first:] = sweep(layer, cohort, queries, keys, values, options)
+    assert output is not None
+    layer.seen_tokens += new
+    return output.transpose(1, 2).contiguous(), None
+
+
+def sweep(
+    layer: MemoryLayer, cohort: Cohort, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
+) -> Tensor:
+    """Attention ``[B, H * r, n, d]`` of the new tokens of some rows, evicting on the way; shapes without padding."""
     memory = layer.cache.memory
-    assert layer.held is not None
-    slots = layer.held.at_work()
+    slots = layer.at_work(cohort, key, value)
+    seen = max(0, layer.seen_tokens - cohort.padding)
     outputs = []
-    for start, stop in blocks(layer.seen_tokens, query.shape[2], memory.update_every):
-        first = layer.seen_tokens
-        slots = slots.append(key[:, :, start:stop], value[:, :, start:stop], first)
-        mask = visible(slots, first, stop - start, options.sliding_window)
+    for start, stop in blocks(seen, query.shape[2], memory.update_every):
+        slots = slots.append(key[:, :, start:stop], value[:, :, start:stop], seen)
+        mask = visible(slots, seen, stop - start, options.sliding_window)
         block = query[:, :, start:stop]
         if memory.reads_attention:
             output, weights = attend_and_watch(block, slots, mask, options)
@@ -142,21 +166,57 @@ def memory_attention(
         else:
             output = attend(block, slots, mask, options)
         outputs.append(output)
-        slots = layer.take_up(slots, first + stop - start)
-    layer.held = slots.at_rest()
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+        seen += stop - start
+        slots = layer.take_up(slots, cohort, seen, stop - start)
+    layer.cohorts[cohort.padding] = slots.at_rest()
+    return torch.cat(outputs, dim=2)
 
 
-def refuse_padding(*_args: Any, attention_mask: Tensor | None = None, **_kwargs: Any) -> None:
-    """The mask function: masks are built from positions inside the attention, so there is nothing to make here."""
-    if attention_mask is not None and not bool(attention_mask.all()):
+def padding_mask(
+    *_args: Any,
+    q_length: int = 1,
+    q_offset: int = 0,
+    kv_length: int = 0,
+    mask_function: Callable[..., Any] | None = None,
+    attention_mask: Tensor | None = None,
+    batch_size: int = 1,
+    config: Any = None,
+    use_vmap: bool = False,
+    **_kwargs: Any,
+) -> Tensor | None:
+    """The mask function: who sees whom is known by position inside the attention, so only padding is handed on."""
+    if use_vmap or _sees_the_future(mask_function, batch_size, q_offset, q_length):
         raise UnsupportedUseError(
-            "a cache that forgets takes no padded batches: group prompts of equal length, or run them one by one"
+            f"{getattr(config, 'model_type', 'this model')} changes the causal mask (an encoder, images whose patches "
+            "see each other, packed texts): a cache that forgets serves plain text, or take another model"
         )
+    if q_length == 0 or (attention_mask is not None and attention_mask.shape[-1] != kv_length):
+        columns = kv_length if attention_mask is None else attention_mask.shape[-1]
+        raise UnsupportedUseError(
+            f"the attention mask covers {columns} tokens, but the cache has read "
+            f"{kv_length - q_length} and the call brings {q_length} more: take a new cache for a new text, or go on "
+            "with the whole text so far"
+        )
+    return None if attention_mask is None or bool(attention_mask.all()) else attention_mask
+
+
+def _sees_the_future(mask_function: Callable[..., Any] | None, rows: int, first: int, new: int) -> bool:
+    """Whether any new token sees the one after it, as the patches of an image do in some models."""
+    if mask_function is None or mask_function is causal_mask_function or new < 2:
+        return False
+    queries = torch.arange(first, first + new - 1)[None]  # on the CPU, to ask nothing of an accelerator that is busy
+    return bool(torch.as_tensor(mask_function(torch.arange(rows)[:, None], 0, queries, queries + 1)).any())
+
+
+@outside_graphs
+def require_use_cache(_model: nn.Module, _arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """A forward pre-hook: with ``use_cache=False`` ``generate`` would feed the cache the whole text at every step."""
+    if named.get("use_cache") is False and any(isinstance(value, MemoryCache) for value in named.values()):
+        raise UnsupportedUseError("a memory's cache was passed with use_cache=False: leave use_cache on")
 
 
 AttentionInterface.register(IMPLEMENTATION, memory_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, refuse_padding)
+AttentionMaskInterface.register(IMPLEMENTATION, padding_mask)
 
 
 @contextmanager
@@ -165,30 +225,15 @@ def memory_attached(
 ) -> Iterator[MemoryCache]:
     """Attach a memory to a model: yields the empty cache to pass as ``past_key_values``.
 
-    The model is left as it was, also after an error.
+    The model is left as it was, also after an error. Inside the block a call without the cache is refused.
     """
-    text_config = model.config.get_text_config(decoder=True)
-    former = text_config._attn_implementation
-    model.set_attn_implementation(_for_text_part(model.config, text_config, IMPLEMENTATION) or IMPLEMENTATION)
-    cache = MemoryCache(memory, text_config.num_hidden_layers, listener)
+    cache = MemoryCache(memory, require_support(model).num_hidden_layers, listener)
+    former = switch_attention(model, IMPLEMENTATION)
+    handle = model.register_forward_pre_hook(require_use_cache, with_kwargs=True)
     try:
         yield cache
     finally:
         cache.is_open = False
+        handle.remove()
         drop_staged_layer()
-        model.set_attn_implementation(_for_text_part(model.config, text_config, former) or former)
-
-
-_Implementation = str | dict[str, "_Implementation"]
-
-
-def _for_text_part(config: Any, text_config: Any, implementation: str) -> _Implementation | None:
-    """What ``set_attn_implementation`` takes for the text part alone: a vision tower keeps its own attention."""
-    if config is text_config:
-        return implementation
-    for name in config.sub_configs:
-        part = getattr(config, name, None)
-        inner = None if part is None else _for_text_part(part, text_config, implementation)
-        if inner is not None:
-            return {name: inner}
-    return None
+        switch_attention(model, former)

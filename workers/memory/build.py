@@ -18,7 +18,8 @@ def build_memory(spec: MemorySpec, genomes: npt.NDArray[np.float32]) -> Memory:
     ``full`` and ``truncation`` keep everything: the latter shortens the prompt before the model reads it.
     """
     if isinstance(spec, NammSpec):
-        return Namm(spec.settings, torch.from_numpy(np.ascontiguousarray(genomes)), spec.normalisation)
+        block = torch.from_numpy(np.ascontiguousarray(genomes))
+        return Namm(spec.settings, block, spec.normalisation, spec.threshold)
     if spec.name in ("full", "truncation"):
         return KeepAll()
     return HEURISTICS[spec.name](spec)

@@ -7,16 +7,20 @@ cached after rotation, so eviction gathers them unchanged and positions never mo
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from workers.memory.compiling import outside_graphs
 from workers.memory.errors import UnsupportedUseError
 from workers.memory.memory import Decision, LayerView, Memory
+from workers.memory.meter import Meter
+from workers.memory.options import AttentionOptions
+from workers.memory.padding import Cohort, Padding
 from workers.memory.slots import PackedSlots, Slots
 
 UpdateListener = Callable[[LayerView, Decision], None]
@@ -36,50 +40,76 @@ class MemoryLayer(CacheLayerMixin):
     def __init__(self, index: int, cache: MemoryCache) -> None:
         super().__init__()
         self.index = index
-        self.cache = cache
+        # Weakly, because in a cycle the tensors of a dropped cache would wait for the garbage collector.
+        self._cache = weakref.ref(cache)
         self.seen_tokens = 0
-        self.held: Slots | PackedSlots | None = None
+        """Columns read, padding included."""
+        self.cohorts: dict[int, Slots | PackedSlots] = {}
+        """What the rows of each cohort hold, by their padding; without padding there is one, at 0."""
+        self.options: AttentionOptions | None = None
+        """What the model asked of this layer's attention in the last call."""
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Start empty, with the shapes, dtype and device of the first keys and values."""
+    @property
+    def cache(self) -> MemoryCache:
+        """The cache that this layer belongs to."""
+        cache = self._cache()
+        assert cache is not None, "a layer was used after its cache was dropped"
+        return cache
+
+    @property
+    def held(self) -> Slots | PackedSlots | None:
+        """What a batch without padding holds; None before its first token."""
+        assert len(self.cohorts) <= 1, "a padded batch is held by cohorts"
+        return next(iter(self.cohorts.values()), None)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:  # noqa: ARG002 (its signature)
+        """Note dtype and device of the first keys and values."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.held = Slots.empty(key_states, value_states, self.cache.memory.empty_trace_channels())
         self.is_initialized = True
 
+    @outside_graphs
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Stage the new tokens for the attention function and return them as they are."""
         if not self.cache.is_open or _staged.layer is not None:
             drop_staged_layer()
             raise UnsupportedUseError(
-                "a memory's cache was passed to a model that no memory is attached to: "
-                "call the model inside the `with memory_attached(model, memory)` block that made the cache"
+                "a memory's cache was passed to a model that no memory is attached to: call the very model that was "
+                "given to memory.cache(model), or call it inside the `with memory.attached(model)` block"
             )
-        if self.held is None:
+        if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         _staged.layer, _staged.keys = self, key_states
         return key_states, value_states
 
-    def take_up(self, slots: Slots, seen_tokens: int) -> Slots:
-        """After the attention of a block: update if one is due, and account for the bytes."""
-        self.cache.meter.appended(slots, seen_tokens - self.seen_tokens)
-        self.seen_tokens = seen_tokens
-        return self.evict(slots) if self.is_due else slots
+    def at_work(self, cohort: Cohort, keys: Tensor, values: Tensor) -> Slots:
+        """What the rows of a cohort hold; nothing, in the shapes of the new keys and values, before their first."""
+        held = self.cohorts.get(cohort.padding)
+        return held.at_work() if held else Slots.empty(keys, values, self.cache.memory.empty_trace_channels())
 
-    def evict(self, slots: Slots) -> Slots:
+    def take_up(self, slots: Slots, cohort: Cohort, seen_tokens: int, new_tokens: int) -> Slots:
+        """After the attention of a block that ends at ``seen_tokens``: account for it, and update if one is due."""
+        self.cache.meter.appended(slots, new_tokens, cohort, len(self.cache.padding.by_row))
+        return self.evict(slots, cohort, seen_tokens) if self.cache.is_due(seen_tokens) else slots
+
+    def evict(self, slots: Slots, cohort: Cohort, seen_tokens: int) -> Slots:
         """Let the memory decide, and drop what it does not keep."""
-        view = LayerView(self.index, self.seen_tokens, slots.keys, slots.values, slots.positions, slots.trace)
+        view = LayerView(self.index, seen_tokens, slots.keys, slots.values, slots.positions, slots.trace)
         decision = self.cache.memory.decide(view)
         if self.cache.listener is not None:
             self.cache.listener(view, decision)
         kept = slots.select(decision.keep)
-        self.cache.meter.evicted(slots, kept)
+        self.cache.meter.evicted(slots, kept, cohort)
         return kept
 
-    @property
-    def is_due(self) -> bool:
-        """Whether the number of tokens seen calls for an update now."""
-        every = self.cache.memory.update_every
-        return every is not None and self.seen_tokens > 0 and self.seen_tokens % every == 0
+    def held_tokens(self) -> Tensor:
+        """int32 ``[B, H]`` on the CPU: tokens held now. The layer must have read some."""
+        padding, lengths = self.cache.padding, {width: held.lengths.cpu() for width, held in self.cohorts.items()}
+        heads = next(iter(lengths.values())).shape[1]
+        total = torch.zeros(len(padding.by_row), heads, dtype=torch.int32)
+        for cohort in padding.cohorts(torch.device("cpu")):
+            if cohort.padding in lengths:
+                total[slice(None) if cohort.rows is None else cohort.rows] = lengths[cohort.padding]
+        return total
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the 2-D padding mask, which is over all tokens seen."""
@@ -96,7 +126,7 @@ class MemoryLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything."""
         self.seen_tokens = 0
-        self.held = None
+        self.cohorts = {}
         self.is_initialized = False
 
     def crop(self, *_args: Any) -> NoReturn:
@@ -127,29 +157,44 @@ class MemoryCache(Cache):
         self.memory = memory
         self.listener = listener
         self.meter = Meter()
+        self.padding = Padding()
         self.is_open = True
-        """False once the `with` block that made the cache was left: the model's own attention cannot use it."""
+        """False while the model's own attention is in place, which cannot use this cache."""
         super().__init__(layers=[MemoryLayer(index, self) for index in range(num_layers)])
+
+    def is_due(self, seen_tokens: int) -> bool:
+        """Whether a text of which ``seen_tokens`` were read is due for an update now."""
+        every = self.memory.update_every
+        return every is not None and seen_tokens > 0 and seen_tokens % every == 0
 
     def branch(self, memory: Memory, copies: int) -> None:
         """Go on with ``copies`` of every row under ``memory``; an update that is due by its clock fires now.
 
-        Until here the cache must have been filled under ``KeepAll(memory)``.
+        Until here the cache must have been filled under ``KeepAll(memory)``, without padding.
         """
         self.memory = memory
         self.meter.repeat(copies)
+        self.padding.repeat(copies)
+        everyone = Cohort(0, None)
         for layer in self.layers:
             if layer.held is None:
                 continue
             slots = layer.held.repeat(copies)
-            layer.held = (layer.evict(slots) if layer.is_due else slots).at_rest()
+            if self.is_due(layer.seen_tokens):
+                slots = layer.evict(slots, everyone, layer.seen_tokens)
+            layer.cohorts = {0: slots.at_rest()}
+
+    def seen_tokens(self) -> Tensor:
+        """int64 ``[B]`` on the CPU: tokens read, padding left out."""
+        seen: int = self.get_seq_length()
+        return seen - torch.tensor(self.padding.by_row, dtype=torch.int64)
 
     def held_tokens(self) -> Tensor:
         """int32 ``[B, layers, H]`` on the CPU: tokens held now."""
-        return torch.stack([layer.held.lengths.cpu() for layer in self.layers if layer.held is not None], dim=1)
+        return torch.stack([layer.held_tokens() for layer in self.layers if layer.cohorts], dim=1)
 
     def row_state_bytes(self) -> Tensor:
-        """int64 ``[B]`` on the CPU: bytes of positions and traces, row by row."""
+        """int64 ``[B]`` on the CPU: bytes of positions and traces, row by row; for batches without padding."""
         held = [layer.held for layer in self.layers if layer.held is not None]
         token_bytes = [slots.positions.itemsize + slots.trace.shape[-1] * slots.trace.itemsize for slots in held]
         return torch.stack(
@@ -160,62 +205,22 @@ class MemoryCache(Cache):
         """Forget everything, the account of bytes included."""
         super().reset()
         self.meter = Meter()
+        self.padding = Padding()
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of all cached keys and values, as the tensors have them."""
-        return sum(layer.held.cache_bytes for layer in self.layers if layer.held is not None)
+        return sum(held.cache_bytes for layer in self.layers for held in layer.cohorts.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes of keys and values that were held at any moment."""
+        return self.meter.highest
 
     @property
     def state_bytes(self) -> int:
         """Bytes that the memory adds: positions and traces."""
-        return sum(layer.held.state_bytes for layer in self.layers if layer.held is not None)
-
-
-@dataclass
-class Meter:
-    """Bytes of keys and values by row, as they come and go: now, at the peak, and summed over the tokens read."""
-
-    now: Tensor | None = None
-    """int64 ``[B]``: all layers together."""
-    peak: Tensor | None = None
-    """int64 ``[B]``: highest value of ``now``, reached before an eviction."""
-    area: Tensor | None = None
-    """int64 ``[B]``: sum over the tokens read of the bytes held after each."""
-
-    def appended(self, slots: Slots, new_tokens: int) -> None:
-        """``new_tokens`` were appended; ``slots`` holds them already."""
-        rows, heads = slots.positions.shape[:2]
-        token_bytes = _token_bytes(slots)
-        if self.now is None or self.peak is None or self.area is None:
-            self.now, self.peak, self.area = (torch.zeros(3, rows, dtype=torch.int64)).unbind()
-        grown = heads * new_tokens * token_bytes
-        if slots.is_even:
-            held = torch.full((rows,), heads * slots.positions.shape[-1] * token_bytes)
-        else:
-            held = slots.lengths.sum(-1).cpu() * token_bytes
-        self.now = self.now + grown
-        self.peak = torch.maximum(self.peak, self.now)
-        # Bytes of this layer after each new token: before + 1, before + 2, … tokens in every head.
-        self.area = self.area + new_tokens * (held - grown) + heads * token_bytes * new_tokens * (new_tokens + 1) // 2
-
-    def evicted(self, before: Slots, after: Slots) -> None:
-        """``before`` became ``after`` at the newest token."""
-        assert self.now is not None
-        assert self.area is not None
-        dropped = (before.lengths.sum(-1) - after.lengths.sum(-1)).cpu() * _token_bytes(before)
-        self.now = self.now - dropped
-        self.area = self.area - dropped
-
-    def repeat(self, copies: int) -> None:
-        """Follow the rows of a branched cache."""
-        for name in ("now", "peak", "area"):
-            value = getattr(self, name)
-            setattr(self, name, None if value is None else value.repeat(copies))
-
-
-def _token_bytes(slots: Slots) -> int:
-    return slots.keys.shape[-1] * slots.keys.itemsize + slots.values.shape[-1] * slots.values.itemsize
+        return sum(held.state_bytes for layer in self.layers for held in layer.cohorts.values())
 
 
 class _Staged(threading.local):
@@ -228,14 +233,19 @@ class _Staged(threading.local):
 _staged = _Staged()
 
 
-def take_staged_layer(keys: Tensor) -> MemoryLayer:
-    """The layer whose ``update`` was just called with these very keys."""
+def take_staged_layer(module: nn.Module, keys: Tensor) -> MemoryLayer:
+    """The layer whose ``update`` was just called with these very keys, by the attention ``module``."""
     layer, staged = _staged.layer, _staged.keys
     drop_staged_layer()
-    if layer is None or staged is not keys:
+    if layer is None:
         raise UnsupportedUseError(
-            "this model is attached to a memory, but the call brought no memory cache: "
-            "pass past_key_values=cache and use_cache=True, or leave the `with memory_attached(model)` block"
+            f"{type(module).__name__} attends without a memory's cache in a model that a memory is attached to: pass "
+            "past_key_values=cache and use_cache=True, or leave the `with memory.attached(model)` block"
+        )
+    if staged is not keys:
+        raise UnsupportedUseError(
+            f"{type(module).__name__} does not attend to the keys that it caches (multi-head latent or differential "
+            "attention, or a layer without a cache), which no memory supports: take another model"
         )
     return layer
 

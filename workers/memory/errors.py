@@ -2,6 +2,7 @@
 
 MemoryFileError(ValueError)      a saved memory that cannot be read or written, or of another version or size
 UnsupportedUseError(ValueError)  something that a cache that forgets cannot do (padding, beams, no cache passed)
+DialError(ValueError)            no threshold keeps what was asked for, or nothing was given to find it with
 """
 
 from __future__ import annotations
@@ -13,3 +14,7 @@ class MemoryFileError(ValueError):
 
 class UnsupportedUseError(ValueError):
     """The model was called in a way that a cache that forgets cannot serve."""
+
+
+class DialError(ValueError):
+    """The dial cannot be turned to where it was asked to be."""

@@ -56,6 +56,11 @@ class Memory(ABC):
     reads_attention: bool = False
     """Whether ``observe`` wants the attention values; without it fused attention is used."""
 
+    @property
+    def num_genomes(self) -> int:
+        """Genomes that share a batch: with more than one, rows belong to genomes by their place."""
+        return 1
+
     def empty_trace_channels(self) -> int:
         """Channels C of a trace before anything was observed."""
         return 0

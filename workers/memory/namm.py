@@ -21,12 +21,24 @@ class Namm(Memory):
         settings: the architecture.
         genomes: float32 ``[G, genome_size]``. Row ``b`` of a batch of B rows belongs to genome ``b // (B / G)``.
         normalisation: feature statistics of a full-cache pass; None uses raw features.
+        threshold: importance from which a token is kept, for all genomes or one for each (the dial; published: 0).
     """
 
     reads_attention = True
 
-    def __init__(self, settings: NammSettings, genomes: Tensor, normalisation: Normalisation | None) -> None:
+    def __init__(
+        self,
+        settings: NammSettings,
+        genomes: Tensor,
+        normalisation: Normalisation | None,
+        threshold: float | tuple[float, ...] = 0.0,
+    ) -> None:
+        if isinstance(threshold, tuple) and len(threshold) != len(genomes):
+            raise ValueError(
+                f"there are {len(threshold)} thresholds for {len(genomes)} genomes: give one for all, or one for each"
+            )
         self.settings = settings
+        self.threshold = threshold
         self.update_every = settings.update_every
         self.normalisation = normalisation
         self._genomes = genomes
@@ -40,7 +52,7 @@ class Namm(Memory):
 
     def with_genome(self, genomes: Tensor) -> Namm:
         """The same memory under other genomes ``[G, genome_size]``."""
-        return Namm(self.settings, genomes, self.normalisation)
+        return Namm(self.settings, genomes, self.normalisation, self.threshold)
 
     def empty_trace_channels(self) -> int:
         """The moving average and one hop of zeros."""
@@ -58,11 +70,19 @@ class Namm(Memory):
         return torch.cat([age, spectrum], dim=-1)
 
     def decide(self, view: LayerView) -> Decision:
-        """Score every slot and keep what the published rule keeps."""
+        """Score every slot and keep what the published rule keeps, by this memory's threshold."""
         parameters, _, _ = self._parameters(view.trace.device)
         importance = importances(self.features(view), parameters)
-        keep = select_wanted(importance, view.occupied, self.settings.heads, self.settings.cap)
+        threshold = self._row_thresholds(importance)
+        keep = select_wanted(importance, view.occupied, self.settings.heads, self.settings.cap, threshold)
         return Decision(keep, importance)
+
+    def _row_thresholds(self, importance: Tensor) -> float | Tensor:
+        """What ``importance [B, H, K]`` is compared with: one number, or one for each row, ``[B, 1, 1]``."""
+        if not isinstance(self.threshold, tuple):
+            return self.threshold
+        by_genome = importance.new_tensor(self.threshold)
+        return by_genome.repeat_interleave(len(importance) // len(by_genome))[:, None, None]
 
     def _parameters(self, device: torch.device) -> tuple[ScorerParameters, Tensor, Tensor]:
         """The scorer and the statistics on ``device``; the layers of one model may live on several."""

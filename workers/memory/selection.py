@@ -23,7 +23,9 @@ def ranks(importance: Tensor, occupied: Tensor) -> Tensor:
     return rank
 
 
-def select_wanted(importance: Tensor, occupied: Tensor, heads: Heads, cap: int | None) -> Tensor:
+def select_wanted(
+    importance: Tensor, occupied: Tensor, heads: Heads, cap: int | None, threshold: float | Tensor = 0.0
+) -> Tensor:
     """The published rule: a token is wanted when its importance is at least zero; the newest is always kept.
 
     Args:
@@ -32,11 +34,12 @@ def select_wanted(importance: Tensor, occupied: Tensor, heads: Heads, cap: int |
         heads: ``ragged`` keeps in every head what it wants; ``even`` keeps in every head as many tokens as the layer's
             greediest head wants, filled up with the best of the rejected.
         cap: most tokens that a head may keep, or None.
+        threshold: what to put in place of zero, for all rows or as ``[B, 1, 1]``.
 
     Returns:
         bool ``[B, H, K]``: what is kept.
     """
-    wanted = (importance >= 0) & occupied
+    wanted = (importance >= threshold) & occupied
     wanted[..., -1] = True
     if heads == "ragged" and cap is None:
         return wanted

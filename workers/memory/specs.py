@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Heads = Literal["even", "ragged"]
@@ -82,6 +83,17 @@ class NammSpec:
 
     settings: NammSettings
     normalisation: Normalisation | None = None
+    threshold: float | tuple[float, ...] = 0.0
+    """The dial: importance from which a token is kept, one for all genomes of a block or one for each; published: 0.
+
+    Not one of the settings, because a memory is evolved at 0 and turned afterwards: the hash of a run knows nothing of
+    it.
+    """
+
+    def __post_init__(self) -> None:
+        thresholds = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
+        if not all(map(math.isfinite, thresholds)):
+            raise ValueError(f"the threshold of a memory must be finite: got {self.threshold}")
 
 
 RivalName = Literal["full", "recent", "h2o", "l2norm", "random", "snapkv", "tova", "truncation"]
@@ -98,3 +110,10 @@ class RivalSpec:
 
 
 MemorySpec = NammSpec | RivalSpec
+
+
+def for_candidates(memory: MemorySpec, block: slice) -> MemorySpec:
+    """The same memory for some genomes of a block only: each keeps its own threshold."""
+    if isinstance(memory, NammSpec) and isinstance(memory.threshold, tuple):
+        return replace(memory, threshold=memory.threshold[block])
+    return memory

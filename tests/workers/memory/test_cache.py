@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import DynamicCache, GptOssConfig, GptOssForCausalLM
+from transformers import DynamicCache
 
 from tests.workers.memory.tiny import (
     drive,
@@ -84,14 +84,6 @@ def test_attention_sums_to_one_and_stays_sharp_after_ten_evictions(heads):
     assert own[0] > own[1]
 
 
-def test_a_padded_batch_is_refused():
-    model, ids = tiny_model(), random_ids(2, 12)
-    mask = torch.ones_like(ids)
-    mask[0, :3] = 0
-    with memory_attached(model, rival("recent", 5)) as cache, pytest.raises(UnsupportedUseError, match="padded"):
-        model(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
-
-
 def test_a_hand_made_attention_mask_is_refused():
     model, ids = tiny_model(), random_ids(1, 12)
     mask = torch.zeros(1, 1, 12, 12)
@@ -141,17 +133,6 @@ def test_a_cache_passed_to_another_model_than_the_attached_one_is_refused():
     ):
         other(ids, past_key_values=cache, use_cache=True)
     assert other(ids).logits.isfinite().all()
-
-
-def test_attention_sinks_are_refused():
-    config = GptOssConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = GptOssForCausalLM(config).eval()
-    with memory_attached(model, rival("recent", 5)) as cache, pytest.raises(UnsupportedUseError, match="s_aux"):
-        model(random_ids(1, 12), past_key_values=cache, use_cache=True)
 
 
 def test_reset_starts_over_with_any_number_of_rows():

@@ -23,7 +23,7 @@ from workers.memory.namm import Namm
 from workers.memory.pretrained import PretrainedMemory
 from workers.memory.specs import NammSettings, NammSpec, Normalisation
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
 def example_memory(hidden_size: int = 4, seed: int = 0, **origin: object) -> PretrainedMemory:
@@ -85,7 +85,7 @@ def test_saving_again_replaces_the_memory_and_leaves_nothing_else(folder):
     other = example_memory(hidden_size=3, seed=1)
     other.save_pretrained(str(folder))
     assert PretrainedMemory.from_pretrained(str(folder)).genome.tobytes() == other.genome.tobytes()
-    assert set(contents(folder)) == {CONFIG, WEIGHTS}
+    assert set(contents(folder)) == {CONFIG, WEIGHTS, CARD}
 
 
 # Bad files -----------------------------------------------------------------------------------------------------------
@@ -123,7 +123,15 @@ BAD: dict[str, tuple[str, Callable[[Path], object]]] = {
     "config-not-text": (CONFIG, lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00\x80")),
     "config-a-list": (CONFIG, lambda folder: (folder / CONFIG).write_text("[1, 2]")),
     "config-of-a-model": (CONFIG, lambda folder: (folder / CONFIG).write_text('{"model_type": "llama"}')),
-    "another-version": (CONFIG, edit(version=2)),
+    "another-version": (CONFIG, edit(version=3)),
+    "version-in-words": (CONFIG, edit(version="1")),
+    "version-a-list": (CONFIG, edit(version=[1])),
+    "version-2-without-threshold": (CONFIG, edit(version=2)),
+    "version-1-with-threshold": (CONFIG, edit(threshold=0.5)),
+    "threshold-in-words": (CONFIG, edit(version=2, threshold="0.5")),
+    "threshold-true": (CONFIG, edit(version=2, threshold=True)),
+    "threshold-infinite": (CONFIG, edit(version=2, threshold=float("inf"))),
+    "threshold-by-genome": (CONFIG, edit(version=2, threshold=[0.5])),
     "no-version": (CONFIG, edit(version=...)),
     "no-settings": (CONFIG, edit(settings=...)),
     "settings-null": (CONFIG, edit(settings=None)),

@@ -1,0 +1,96 @@
+"""Curves as one SVG, written by hand: a picture for a README needs no plotting library. Readable on light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 760, 420
+LEFT, RIGHT, TOP, BOTTOM = 62, 610, 44, 366
+"""Edges of the plot; the legend is to the right of it."""
+COLOURS = ("#d1495b", "#2a7fb8", "#3c9d5d", "#8e6bbf", "#c98a1b", "#3aa6a0", "#b5608f", "#7d8a2e", "#7f7f7f")
+TICKS_X = (0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
+TICKS_Y = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+STYLE = (
+    "text{font:13px system-ui,sans-serif;fill:#444}.title{font-size:15px;font-weight:600}"
+    ".grid{stroke:#8886;stroke-width:.6}.line{fill:none;stroke-width:1.4}.first{stroke-width:3}"
+    "@media(prefers-color-scheme:dark){text{fill:#ccc}}"
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """``y`` over ``x``; the first curve of a picture is drawn bold, with the band from ``low`` to ``high``."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+def picture(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str) -> str:
+    """The SVG document. x runs from 0.08 to 1 on a logarithmic axis, y from 0 to a little above 1."""
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
+        f"<title>{escape(title)}</title><style>{STYLE}</style>",
+        _text(LEFT, 24, title, kind="title"),
+        *(_tick_x(value) for value in TICKS_X),
+        *(_tick_y(value) for value in TICKS_Y),
+        _text((LEFT + RIGHT) / 2, HEIGHT - 14, x_label, anchor="middle"),
+        f'<g transform="translate(16 {(TOP + BOTTOM) / 2}) rotate(-90)">{_text(0, 0, y_label, anchor="middle")}</g>',
+    ]
+    for number, curve in reversed(list(enumerate(curves))):  # the first on top
+        parts += _drawn(curve, COLOURS[number % len(COLOURS)], is_first=number == 0)
+    for number, curve in enumerate(curves):
+        parts.append(_legend(number, curve.name))
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _drawn(curve: Curve, colour: str, *, is_first: bool) -> list[str]:
+    line = (
+        f'<polyline class="line{" first" if is_first else ""}" stroke="{colour}" points="{_path(curve.x, curve.y)}"/>'
+    )
+    if not is_first:
+        return [line]
+    around = f"{_path(curve.x, curve.high)} {_path(curve.x[::-1], curve.low[::-1])}"
+    dots = [
+        f'<circle cx="{_x(x)}" cy="{_y(y)}" r="3.2" fill="{colour}"/>' for x, y in zip(curve.x, curve.y, strict=True)
+    ]
+    return [f'<polygon points="{around}" fill="{colour}" opacity=".22"/>', line, *dots]
+
+
+def _legend(number: int, name: str) -> str:
+    y, colour = TOP + 14 + 21 * number, COLOURS[number % len(COLOURS)]
+    kind = "line first" if number == 0 else "line"
+    stroke = f'<path class="{kind}" stroke="{colour}" d="M{RIGHT + 16} {y}h22"/>'
+    return stroke + _text(RIGHT + 46, y + 4, name)
+
+
+def _tick_x(value: float) -> str:
+    line = f'<path class="grid" d="M{_x(value)} {TOP}V{BOTTOM}"/>'
+    return line + _text(_x(value), BOTTOM + 18, f"{value:.0%}", anchor="middle")
+
+
+def _tick_y(value: float) -> str:
+    line = f'<path class="grid" d="M{LEFT} {_y(value)}H{RIGHT}"/>'
+    return line + _text(LEFT - 8, _y(value) + 4, f"{value:.0%}", anchor="end")
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _path(xs: Sequence[float], ys: Sequence[float]) -> str:
+    return " ".join(f"{_x(x)},{_y(y)}" for x, y in zip(xs, ys, strict=True))
+
+
+def _x(value: float) -> float:
+    share = math.log(value / TICKS_X[0]) / math.log(TICKS_X[-1] / TICKS_X[0])
+    return round(LEFT + share * (RIGHT - LEFT), 1)
+
+
+def _y(value: float) -> float:
+    return round(BOTTOM - value / 1.05 * (BOTTOM - TOP), 1)

@@ -1,0 +1,125 @@
+"""The model card of a saved memory: made from what the memory itself says about its origin, and from nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from workers.memory.specs import NammSpec
+
+MARK = "<!-- made by namm from config.json -->"
+"""Stands in every card, so that a README of somebody's own is never replaced."""
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""``owner/name``, which may also be a folder."""
+
+NOTES = (
+    "Scores are those of the tasks and lengths in the table. How much can be forgotten without loss depends on model, "
+    "task and length: measure on your own before you rely on it.",
+    "The interval is a 95 % bootstrap over examples. It says nothing about another seed of the search, which gives "
+    "another memory.",
+    "Every rival holds as many bytes of keys and values as the memory; of its splits over layers and heads the best on "
+    "these very examples is shown, which favours the rivals a little.",
+    "*State* is what a memory keeps beside the cache. For this one that is a running spectrum of each held token's "
+    "attention, and it is not part of the kept bytes.",
+)
+
+
+def card(spec: NammSpec, origin: Mapping[str, Any], name: str) -> str:
+    """README.md in Hugging Face's format.
+
+    Args:
+        spec: of the memory.
+        origin: what it says about where it came from; what is missing is left out of the card.
+        name: hub id or folder, as it is to be loaded.
+    """
+    sections = [
+        _front_matter(origin),
+        MARK,
+        "# A Neural Attention Memory Model",
+        f"A network of {spec.settings.genome_size:,} numbers that decides, for every layer and KV head of a frozen "
+        "transformer, which tokens its KV cache keeps. It was evolved, not trained "
+        "([arXiv 2410.13166](https://arxiv.org/abs/2410.13166)). The files hold numbers only: nothing of them is "
+        "executed.",
+        _usage(name, origin),
+        _evaluation(origin),
+        "## Where it comes from\n\n" + _pairs(_facts(spec, origin)),
+        "## To be honest about\n\n" + "\n".join(f"- {note}" for note in NOTES) if origin.get("table") else "",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _front_matter(origin: Mapping[str, Any]) -> str:
+    lines = ["library_name: namm", "tags: [namm, kv-cache, custom_generate]"]
+    model = str(origin.get("model", ""))
+    if HUB_ID.fullmatch(model):
+        lines.append(f"base_model: {model}")
+    return "\n".join(["---", *lines, "---"])
+
+
+def _usage(name: str, origin: Mapping[str, Any]) -> str:
+    model = origin.get("model")
+    known = f" It was evolved on `{model}`; other models are worth a try, and a measurement." if model else ""
+    return (
+        f"## Use\n\n`model` is any causal language model of transformers.{known}\n\n"
+        "```python\n"
+        "from namm import Memory\n\n"
+        f'memory = Memory.from_pretrained("{name}")\n'
+        "model.generate(**inputs, past_key_values=memory.cache(model))\n"
+        "```\n\n"
+        "`memory.at(kept_ratio=0.25, model=model, prompts=prompts)` keeps more or less than it was evolved for."
+    )
+
+
+def _evaluation(origin: Mapping[str, Any]) -> str:
+    rows: Sequence[Mapping[str, Any]] = origin.get("table", ())
+    if not rows:
+        return "## Evaluation\n\nNone is recorded."
+    lines = [
+        "## Evaluation",
+        "",
+        "On held-out examples. *Exact* is the share of questions answered exactly, *graded* the probability of the "
+        "right answers over the full cache's; *kept* is tokens held over tokens seen in the end.",
+        "",
+        "| tokens | memory | exact | graded, of full | kept | mean KB | state KB | examples |",
+        "|---:|---|---|---|---:|---:|---:|---:|",
+    ]
+    return "\n".join([*lines, *(_row(row) for row in rows)])
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    def interval(key: str, form: str) -> str:
+        value, low, high = (format(row[name], form) for name in (key, f"{key}_low", f"{key}_high"))
+        return value if low == high else f"{value} ({low}–{high})"
+
+    cells = [
+        f"{row['length']:,}",
+        f"**{row['name']}**" if row["name"] == "namm" else str(row["name"]),
+        interval("exact", ".3f"),
+        interval("graded_ratio", ".1%"),
+        f"{row['kept_ratio']:.1%}",
+        f"{row['mean_bytes'] / 1024:,.0f}",
+        f"{row['state_bytes'] / 1024:,.0f}",
+        str(row["num_examples"]),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _facts(spec: NammSpec, origin: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
+    settings = spec.settings
+    yield "updates", f"every {settings.update_every} tokens; heads {settings.heads}; cap {settings.cap or 'none'}"
+    yield "dial", f"keeps an importance of at least {spec.threshold} (evolved, and published: 0.0)"
+    for key, value in origin.items():
+        if key not in ("table", "dial") and value is not None:
+            yield key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else value
+    if dial := origin.get("dial"):
+        yield "turned", ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in dial.items())
+
+
+def _pairs(pairs: Iterable[tuple[str, object]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_one_line(value)} |" for name, value in pairs)])
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())

@@ -1,0 +1,68 @@
+"""Which models a memory can be attached to, and how the text part of one is switched to another attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from workers.memory.errors import UnsupportedUseError
+
+SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
+"""Kinds of layer, in the words of transformers' ``layer_types``."""
+
+
+def require_support(model: PreTrainedModel) -> Any:
+    """The configuration of the model's text part, if a memory can be attached to it.
+
+    Raises:
+        UnsupportedUseError: it cannot; all the reasons, by the name of the architecture.
+    """
+    if reasons := list(obstacles(model.config, type(model))):
+        raise UnsupportedUseError(
+            f"no memory can be attached to {type(model).__name__}: {'; '.join(reasons)}; `namm doctor MODEL` says more"
+        )
+    return model.config.get_text_config(decoder=True)
+
+
+def obstacles(config: Any, model_class: type[PreTrainedModel]) -> Iterator[str]:
+    """Why no memory can be attached to models of this configuration, as far as it tells before the model is run."""
+    text = config.get_text_config(decoder=True)
+    if config.is_encoder_decoder:
+        yield "it has an encoder beside its decoder"
+    if model_class._is_stateful:
+        yield "it keeps a state (state space, linear attention or recurrence) where a KV cache would be"
+    foreign = sorted(set(getattr(text, "layer_types", None) or ()) - SUPPORTED_LAYERS)
+    if foreign:
+        yield f"it has layers of the kind {', '.join(foreign)}"
+    if getattr(text, "num_kv_shared_layers", 0):
+        yield f"its last {text.num_kv_shared_layers} layers have no keys and values of their own"
+    if not model_class._can_set_attn_implementation():
+        yield "its code does not look its attention up in transformers' registry (an old or remote-code model)"
+    if not (getattr(text, "num_attention_heads", None) and getattr(text, "num_hidden_layers", None)):
+        yield "its configuration names no attention heads"
+
+
+def switch_attention(model: PreTrainedModel, implementation: str) -> str:
+    """Let the text part of a model use another attention implementation; returns the former."""
+    text_config = model.config.get_text_config(decoder=True)
+    former: str = text_config._attn_implementation
+    if former != implementation:
+        model.set_attn_implementation(_for_text_part(model.config, text_config, implementation) or implementation)
+    return former
+
+
+_Implementation = str | dict[str, "_Implementation"]
+
+
+def _for_text_part(config: Any, text_config: Any, implementation: str) -> _Implementation | None:
+    """What ``set_attn_implementation`` takes for the text part alone: a vision tower keeps its own attention."""
+    if config is text_config:
+        return implementation
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        inner = None if part is None else _for_text_part(part, text_config, implementation)
+        if inner is not None:
+            return {name: inner}
+    return None
