@@ -371,21 +371,34 @@ with RayFleet(Recipe(), ClusterSettings(workers=2, cpus_per_worker=0.5, address=
 """
 
 
+def started_driver(folder, *address):
+    """A driver that has workers, and their process ids.
+
+    Ray's client gives a server half a minute to start a process for it, which a machine that does much else may not
+    manage; it is asked once more.
+    """
+    for _ in range(2):
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, *address],
+            cwd=folder,
+            env={name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        if pids := [int(pid) for pid in driver.stdout.readline().split()]:
+            return driver, pids
+        _, errors = driver.communicate()
+        assert "connection timed out" in errors, errors
+    raise AssertionError(errors)
+
+
 @pytest.mark.parametrize("joins", [False, True], ids=["starts-its-own-ray", "joins-through-the-client-server"])
 def test_a_driver_may_run_anywhere_and_ctrl_c_leaves_no_worker_behind(tmp_path, cluster, joins):
     """The interrupt goes to the whole process group, as in a terminal; workers import the installed package."""
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *([cluster.client_address] if joins else [])],
-        cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    driver, pids = started_driver(tmp_path, *([cluster.client_address] if joins else []))
     try:
-        pids = [int(pid) for pid in driver.stdout.readline().split()]
-        assert pids, driver.stderr.read()
         os.killpg(driver.pid, signal.SIGINT)
         _, errors = driver.communicate(timeout=60)
     finally:
