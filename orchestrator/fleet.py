@@ -165,6 +165,7 @@ class RayFleet(DispatchedFleet):
             # Ray's own restarts would feed a deadly unit to one worker after the other, for ever.
             max_restarts=0,
             max_task_retries=0,
+            enable_task_events=False,  # Ray's own list of calls costs more than a call; the journal has all of it
             runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
         )(NammWorker)
         worker = self._num_started

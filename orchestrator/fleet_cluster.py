@@ -83,12 +83,6 @@ def is_alive(machine: str) -> bool:
     return any(found["NodeID"] == machine for found in _machines())
 
 
-def kind_of(machine: str) -> str:
-    """What sort of accelerator a machine has, as Ray calls it; ``cpu`` for none."""
-    resources: dict[str, float] = next((found["Resources"] for found in _machines() if found["NodeID"] == machine), {})
-    return next((name for name in sorted(resources) if name.startswith("accelerator_type:")), "cpu")
-
-
 def _machines() -> list[dict[str, Any]]:
     import ray
 

@@ -1,4 +1,4 @@
-"""The actor: one process with one scorer, and what it tells the driver."""
+"""The actor: one process with one scorer, and what it tells the driver. Imports little, so that it starts soon."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from orchestrator.fleet_cluster import kind_of
 from orchestrator.rounds import Scorer, WorkerRecipe, told
 from workers.unit import ScoredUnit, Unit
 
@@ -49,7 +48,7 @@ class NammWorker:
                 self._scorer = self._recipe.build()
         if self._place is None:  # asked once: it takes the cluster's head some milliseconds, at the start of a round
             machine = ray.get_runtime_context().get_node_id()
-            self._place = machine, kind_of(machine)
+            self._place = machine, _kind_of(machine)
         machine, kind = self._place
         self._scorer.limits.update(limits.get(kind, {}))
         return WorkerReport(os.getpid(), machine, kind)
@@ -59,6 +58,14 @@ class NammWorker:
         assert self._scorer is not None, "a unit came before report() had built the scorer"
         with _plain_errors():
             return self._scorer.score(unit), dict(self._scorer.limits)
+
+
+def _kind_of(machine: str) -> str:
+    """What sort of accelerator a machine has, as Ray calls it; ``cpu`` for none."""
+    import ray
+
+    resources: dict[str, float] = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == machine), {})
+    return next((name for name in sorted(resources) if name.startswith("accelerator_type:")), "cpu")
 
 
 @contextmanager
