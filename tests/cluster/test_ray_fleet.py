@@ -1,11 +1,8 @@
-"""Real Ray: one cluster for the module, one more that a driver starts by itself."""
+"""Fleets on real Ray: one cluster for the module, whose machines come and go."""
 
 import dataclasses
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -17,7 +14,7 @@ from orchestrator.config import ClusterSettings, UnitSettings
 from orchestrator.errors import DrainedError, FleetError, UnitQuarantinedError
 from orchestrator.fleet import FleetStats, InProcessFleet, RayFleet
 from orchestrator.units import plan_units
-from tests.orchestrator import recipes, scored
+from tests.cluster.conftest import HEAD_CPUS
 from tests.orchestrator.recipes import BrokenRecipe, FakeRecipe, attempts
 from workers.memory.specs import RivalSpec
 from workers.unit import ScoredUnit
@@ -29,26 +26,6 @@ pytestmark = [
 ]
 
 COUNT = 24
-HEAD_CPUS = 2
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A cluster of one machine, joined by this process; machines can be added."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    for module in (recipes, scored):  # tests are not installed in workers: their classes travel with the recipe
-        ray.cloudpickle.register_pickle_by_value(module)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        client_port = free.getsockname()[1]
-    head = {"num_cpus": HEAD_CPUS, "include_dashboard": False, "ray_client_server_port": client_port}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.client_address = f"ray://127.0.0.1:{client_port}"
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 @pytest.fixture
@@ -338,73 +315,3 @@ def test_a_new_worker_knows_what_others_on_such_machines_had_no_room_for(setting
         list(fleet.score(units(count=2)))
         assert fleet.stats().deaths == 1
         assert (tmp_path / "limits").read_text().split() == ["{}"], "only the first worker had to find out"
-
-
-DRIVER = """
-import os, sys, time
-import numpy as np
-from dataclasses import dataclass
-from orchestrator.config import ClusterSettings
-from orchestrator.fleet import RayFleet
-from orchestrator.units import plan_units
-from orchestrator.config import UnitSettings
-from workers.memory.specs import RivalSpec
-from workers.unit import ScoredUnit
-
-@dataclass(frozen=True)
-class Recipe:
-    limits = {}
-    def build(self): return self
-    def score(self, unit):
-        time.sleep(600 if unit.examples == (2,) else 0)
-        none = np.zeros(1)
-        return ScoredUnit(unit.key, 0, "m", "t", "train", none, none, none, none, none, none, none, none, none, 0.0)
-
-units = plan_units(generation=0, memory_name="m", memory=RivalSpec(name="full"), genomes=np.zeros((1, 1)),
-                   examples={"t": (0, 1, 2)}, split="train",
-                   settings=UnitSettings(candidates_per_unit=1, examples_per_unit=1))
-with RayFleet(Recipe(), ClusterSettings(workers=2, cpus_per_worker=0.5, address=(sys.argv[1:] or [None])[0])) as fleet:
-    arriving = fleet.score(units)
-    next(arriving), next(arriving)
-    print(*fleet.worker_pids().values(), flush=True)
-    next(arriving)
-"""
-
-
-def started_driver(folder, *address):
-    """A driver that has workers, and their process ids.
-
-    Ray's client gives a server half a minute to start a process for it, which a machine that does much else may not
-    manage; it is asked once more.
-    """
-    for _ in range(2):
-        driver = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, *address],
-            cwd=folder,
-            env={name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        if pids := [int(pid) for pid in driver.stdout.readline().split()]:
-            return driver, pids
-        _, errors = driver.communicate()
-        assert "connection timed out" in errors, errors
-    raise AssertionError(errors)
-
-
-@pytest.mark.parametrize("joins", [False, True], ids=["starts-its-own-ray", "joins-through-the-client-server"])
-def test_a_driver_may_run_anywhere_and_ctrl_c_leaves_no_worker_behind(tmp_path, cluster, joins):
-    """The interrupt goes to the whole process group, as in a terminal; workers import the installed package."""
-    driver, pids = started_driver(tmp_path, *([cluster.client_address] if joins else []))
-    try:
-        os.killpg(driver.pid, signal.SIGINT)
-        _, errors = driver.communicate(timeout=60)
-    finally:
-        driver.kill()
-    assert errors.rstrip().endswith("KeyboardInterrupt")
-    deadline = time.monotonic() + 20
-    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
-        assert time.monotonic() < deadline, "a worker outlives its driver"
-        time.sleep(0.1)
