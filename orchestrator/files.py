@@ -7,6 +7,7 @@ removes its temporary file; only a killed process leaves one behind, under a nam
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -106,6 +107,15 @@ def sweep_temporaries(folder: Path, prefix: str = "") -> None:
     for temporary in folder.glob(f".{prefix}*{_TEMPORARY_SUFFIX}"):
         with storage_errors(temporary):
             temporary.unlink(missing_ok=True)
+
+
+def tree_digest(folder: Path) -> str:
+    """Twelve hex digits that change with any name or byte under ``folder``."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _sync_folder(folder: Path) -> None:

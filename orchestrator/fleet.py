@@ -103,6 +103,7 @@ class RayFleet(DispatchedFleet):
         self._num_started = 0
         self._num_deaths = 0
         self._owns_connection = False
+        self._interrupts = fleet_cluster.HeldInterrupts()
         self._looked_at = 0.0
         self._heard_at = 0.0
 
@@ -113,6 +114,7 @@ class RayFleet(DispatchedFleet):
             FleetError: no cluster answers at the address, or none of its machines has room for a worker.
         """
         self._owns_connection = fleet_cluster.join(self._cluster)
+        self._interrupts.begin()
         try:
             fleet_cluster.require_room(self._cluster)
             self._metrics = RunMetrics(self._run_name)
@@ -126,8 +128,10 @@ class RayFleet(DispatchedFleet):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stop the workers, and Ray if it was started here."""
+        """Stop the workers, and Ray if it was started here; raise a Ctrl-C that came too late to be noticed."""
         self._disconnect()
+        if kind is None:
+            self._interrupts.let_through()
 
     def stats(self) -> FleetStats:
         """As ``Fleet.stats``."""
@@ -155,6 +159,7 @@ class RayFleet(DispatchedFleet):
         self._places.clear()
         self._calls.clear()
         self._owns_connection = False
+        self._interrupts.end()
 
     def _start(self, num_failed_starts: int) -> None:
         import ray
@@ -197,6 +202,7 @@ class RayFleet(DispatchedFleet):
         if self._slow:
             return UnitSlow(self._slow.popleft()), None
         answered, _ = ray.wait(list(self._calls), num_returns=1, timeout=LOOK_SECONDS)
+        self._interrupts.let_through()
         if not answered:
             return None
         self._heard_at = time.monotonic()

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from orchestrator.address import require_cluster
@@ -49,6 +50,44 @@ def join(cluster: ClusterSettings) -> bool:
             where = f"cannot join the cluster {address} (the port of a client server is written ray://host:port)"
         raise FleetError(f"{where}: {told(error)}") from error
     return True
+
+
+class HeldInterrupts:
+    """Ctrl-C, held back while Ray is being asked something, and raised between two questions.
+
+    An exception in the middle of a call through a client server (``ray://``) leaves its connection locked, so that
+    closing it would wait for ever and the workers would live on. A second Ctrl-C is raised at once.
+    """
+
+    def __init__(self) -> None:
+        """Hold nothing back before ``begin``."""
+        self._former: Any = None
+        self._is_asked = False
+
+    def begin(self) -> None:
+        """From now on; in a thread other than the main one nothing arrives that could be held."""
+        if threading.current_thread() is threading.main_thread():
+            self._former = signal.signal(signal.SIGINT, self._hold)
+
+    def end(self) -> None:
+        """Let the former handler have them again."""
+        if self._former is not None:
+            signal.signal(signal.SIGINT, self._former)
+            self._former = None
+
+    def let_through(self) -> None:
+        """Raise what was held.
+
+        Raises:
+            KeyboardInterrupt: there was a Ctrl-C since ``begin``.
+        """
+        if self._is_asked:
+            raise KeyboardInterrupt
+
+    def _hold(self, signum: int, frame: FrameType | None) -> None:
+        if self._is_asked:
+            raise KeyboardInterrupt
+        self._is_asked = True
 
 
 def require_room(cluster: ClusterSettings) -> None:

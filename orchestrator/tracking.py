@@ -27,6 +27,7 @@ from types import TracebackType
 from uuid import uuid4
 
 from orchestrator.config import TrackingSettings
+from orchestrator.files import tree_digest, write_atomic
 from orchestrator.outbox import Courier, Item, Outbox
 from orchestrator.tracking_mlflow import MlflowRun
 from orchestrator.tracking_server import check_tracking, how_to_look, tracking_uri, without_credentials
@@ -140,8 +141,13 @@ class Tracker:
         self._put({"kind": "dataset", "name": name, "digest": digest, "source": source, "context": context})
 
     def register_champion(self, folder: Path) -> None:
-        """Register a saved memory as a model version under the alias ``champion``."""
-        self._put({"kind": "champion", "folder": self._place(folder)})
+        """Register a saved memory, as it is now, as a model version under the alias ``champion``."""
+        if self._courier is None:
+            return
+        kept = self._run_folder / "tracking" / "champions" / tree_digest(folder)
+        for path in folder.iterdir():  # a copy: a resumed run writes ``folder`` again while this may still wait
+            write_atomic(kept / path.name, path.read_bytes())
+        self._put({"kind": "champion", "folder": self._place(kept)})
 
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything is sent; False when it was not in time. What remains waits in the run folder."""

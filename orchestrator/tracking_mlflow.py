@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import math
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.files import read_json, write_json_atomic
+from orchestrator.files import read_json, tree_digest, write_json_atomic
 from orchestrator.outbox import Item
 from orchestrator.tracking_server import without_credentials
 
@@ -225,7 +224,7 @@ class MlflowRun:
         from mlflow import MlflowException
 
         folder = self._existing(item["folder"])
-        digest = _digest(folder)
+        digest = tree_digest(folder)
         artifact_folder = f"champion/{digest}"
         self._client.log_artifacts(self._run_id, str(folder), artifact_folder)
         name = re.sub("[/:]", "-", f"{self._experiment}-{self._run_name}")
@@ -272,12 +271,3 @@ def _name(item: Item) -> str:
 
 def _chunks(values: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
     return (values[start : start + size] for start in range(0, len(values), size))
-
-
-def _digest(folder: Path) -> str:
-    """Twelve hex digits that change with any name or byte under ``folder``."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]

@@ -153,6 +153,18 @@ def test_everything_a_run_logs_is_there_and_sending_it_all_again_adds_nothing(ru
     assert len(shown.versions("tests-first")) == 1
 
 
+def test_the_champion_is_sent_as_it_was_however_late(run_folder: Path) -> None:
+    """A resumed run begins by writing it again, while that of the attempt before it may still wait."""
+    with tracker(run_folder) as run:
+        run.register_champion(save_champion(run_folder, "whole"))
+    (run_folder / "tracking" / "delivered.json").unlink()
+    save_champion(run_folder, "not evaluated yet")
+    with tracker(run_folder) as run:
+        assert run.flush(FLUSH_SECONDS)
+        run.register_champion(save_champion(run_folder, "whole"))
+    assert len(seen(run_folder).versions("tests-first")) == 1
+
+
 def test_artifacts_lie_beside_the_database_wherever_the_process_was_started(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
