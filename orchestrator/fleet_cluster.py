@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from orchestrator.address import require_cluster
@@ -84,7 +83,7 @@ class HeldInterrupts:
         if self._is_asked:
             raise KeyboardInterrupt
 
-    def _hold(self, signum: int, frame: FrameType | None) -> None:
+    def _hold(self, *_: object) -> None:
         if self._is_asked:
             raise KeyboardInterrupt
         self._is_asked = True
