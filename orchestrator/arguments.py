@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import get_args
 
-from orchestrator.errors import NammError
+from orchestrator.arguments_tasks import add_tasks
+from orchestrator.parsing import Commands, Parser, add_modes, count, ratio
 from workers.memory.specs import RivalName
 
 
@@ -26,7 +26,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = _Parser(
+    parser = Parser(
         prog="namm",
         description="Evolve Neural Attention Memory Models: small networks that decide, for every layer and KV head\n"
         "of a frozen transformer, which tokens its KV cache keeps.",
@@ -42,16 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         *(_add_evolve, _add_resume, _add_submit, _add_status),
-        *(_add_evaluate, _add_generate, _add_inspect, _add_track, _add_convert, _add_doctor),
+        *(_add_evaluate, _add_generate, _add_inspect, _add_track, add_tasks, _add_convert, _add_doctor),
     ):
         add(commands)
     return parser
 
-
-DEBUG_VARIABLE = "NAMM_DEBUG"
-"""Environment variable that does what ``--debug`` does, and lets the warnings of libraries through."""
-
-_Commands = argparse._SubParsersAction  # argparse has no public name for it
 
 SETTINGS_HELP = "settings that differ from the preset's, by dotted key, like search.population=8 or tasks.0.length=512"
 
@@ -63,7 +58,7 @@ TAKEOVER_HELP = (
 )
 
 
-def _add_evolve(commands: _Commands[_Parser]) -> None:
+def _add_evolve(commands: Commands[Parser]) -> None:
     parser = commands.add_parser(
         "evolve",
         help="evolve a memory, or go on with an interrupted run",
@@ -92,10 +87,10 @@ def _add_evolve(commands: _Commands[_Parser]) -> None:
         help=f"run folder: {PLACES_HELP} (default: runs/<preset>-seed<seed>)",
     )
     parser.add_argument("--takeover", action="store_true", help=TAKEOVER_HELP)
-    _add_modes(parser, quiet="print only the final table", command="evolve")
+    add_modes(parser, quiet="print only the final table", command="evolve")
 
 
-def _add_resume(commands: _Commands[_Parser]) -> None:
+def _add_resume(commands: Commands[Parser]) -> None:
     parser = commands.add_parser(
         "resume",
         help="go on with a run, with the settings that it was started with",
@@ -107,12 +102,12 @@ def _add_resume(commands: _Commands[_Parser]) -> None:
     )
     parser.add_argument("folder", metavar="FOLDER", help=f"the run folder: {PLACES_HELP}")
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings that differ from the run's")
-    parser.add_argument("--generations", type=_count, metavar="N", help="evolve up to this many generations in all")
+    parser.add_argument("--generations", type=count, metavar="N", help="evolve up to this many generations in all")
     parser.add_argument("--takeover", action="store_true", help=TAKEOVER_HELP)
-    _add_modes(parser, quiet="print only the final table", command="resume")
+    add_modes(parser, quiet="print only the final table", command="resume")
 
 
-def _add_submit(commands: _Commands[_Parser]) -> None:
+def _add_submit(commands: Commands[Parser]) -> None:
     parser = commands.add_parser(
         "submit",
         help="hand a run to a Ray cluster as a job",
@@ -146,10 +141,10 @@ def _add_submit(commands: _Commands[_Parser]) -> None:
     )
     parser.add_argument("--submission-id", metavar="ID", help="name of the job (default: Ray makes one up)")
     parser.add_argument("--takeover", action="store_true", help=TAKEOVER_HELP)
-    _add_modes(parser, quiet=None, command="submit")
+    add_modes(parser, quiet=None, command="submit")
 
 
-def _add_status(commands: _Commands[_Parser]) -> None:
+def _add_status(commands: Commands[Parser]) -> None:
     parser = commands.add_parser(
         "status",
         help="say where a run stands at this moment",
@@ -162,49 +157,74 @@ def _add_status(commands: _Commands[_Parser]) -> None:
     )
     parser.add_argument("folder", metavar="RUN", help=f"the run folder: {PLACES_HELP}")
     parser.add_argument("--watch", action="store_true", help="look again and again until the run ends")
-    _add_modes(parser, quiet=None, command="status")
+    add_modes(parser, quiet=None, command="status")
 
 
-def _add_evaluate(commands: _Commands[_Parser]) -> None:
+def _add_evaluate(commands: Commands[Parser]) -> None:
     parser = commands.add_parser(
         "evaluate",
-        help="score a saved memory, or a rival, on held-out examples",
-        description="Score a saved memory beside the full cache and its rivals, which hold as many bytes as it does;\n"
-        "or one rival alone beside the full cache. Nothing is written but the file of --output.",
+        help="score saved memories, or rivals, on any tasks and any model",
+        description="Score saved memories beside the full cache and their rivals, which hold as many bytes as they\n"
+        "do; or rivals alone beside the full cache.",
         epilog="Examples:\n"
         "  namm evaluate runs/small-seed0                                   with the run's own settings\n"
         "  namm evaluate runs/small-seed0/champion --lengths 256,1024 --examples 32 --rivals h2o,recent\n"
         "  namm evaluate runs/small-seed0/champion --kept-ratio 0.1         with its dial turned\n"
-        "  namm evaluate h2o --kept-ratio 0.4 --output h2o.json\n"
+        "  namm evaluate runs/a runs/b --tasks longbench/qasper,longbench/trec --model ./my-llama --folder out\n"
+        "  namm evaluate h2o --kept-ratio 0.4 --output h2o.csv\n"
         "  namm evaluate full",
     )
     parser.add_argument(
-        "what",
-        metavar="WHAT",
-        help=f"folder of a saved memory, a run folder (its champion), or a rival: {', '.join(get_args(RivalName))}",
+        "words",
+        nargs="+",
+        metavar="WHAT|key=value",
+        help="folders of saved memories, run folders (their champions), or rivals: "
+        f"{', '.join(get_args(RivalName))}; and {SETTINGS_HELP}",
     )
-    parser.add_argument("words", nargs="*", metavar="key=value", help=SETTINGS_HELP)
     parser.add_argument(
         "--preset",
         "--config",
         metavar="PRESET|FILE.yaml",
         help="model, tasks and cluster to use (default: the run's own for a run folder, else small)",
     )
-    parser.add_argument("--lengths", metavar="N,N", help="lengths of the documents in tokens (evaluation.lengths)")
-    parser.add_argument("--examples", type=_count, metavar="N", help="held-out examples per task (examples.heldout)")
+    parser.add_argument("--model", help="another model: a folder in Hugging Face format, or a hub id, ID@COMMIT")
+    parser.add_argument(
+        "--tasks",
+        metavar="TASK,TASK",
+        help="other tasks: facts_prose, facts_code, a suite (longbench), a task of one (longbench/qasper), and with a "
+        "length where it needs one (ruler-4096/niah_single_1)",
+    )
+    parser.add_argument("--data", metavar="DIR", help="where suites are staged (default: $NAMM_TASKS)")
+    parser.add_argument("--profile", choices=("lm_eval", "paper"), default="lm_eval", help="how suites are asked")
+    parser.add_argument("--split", choices=("heldout", "train", "all"), default="heldout", help="examples to ask")
+    parser.add_argument(
+        "--lengths", metavar="N,N", help="lengths of generated documents in tokens (evaluation.lengths)"
+    )
+    parser.add_argument("--examples", type=count, metavar="N", help="most examples per task (examples.heldout)")
     parser.add_argument("--rivals", metavar="NAME,NAME|none", help="rivals to compare with (evaluation.rivals)")
+    parser.add_argument("--score", choices=("graded", "exact"), help="what of completions is measured (fitness.score)")
     parser.add_argument(
         "--kept-ratio",
-        type=_ratio,
+        type=ratio,
         metavar="RATIO",
-        help="tokens held in the end / tokens seen: by a rival alone (default: 0.25), or by a memory, whose dial is "
-        "turned for each length on training examples (default: as it was saved)",
+        help="tokens held in the end / tokens seen: by rivals alone (default: 0.25), or by memories, whose dials are "
+        "turned for each length on training examples (default: as they were saved)",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON document here as well")
-    _add_modes(parser, quiet="show no progress", command="evaluate")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="keep every scored unit and all forms of the table here, show the result in MLflow, and go on here after "
+        "an interruption",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the table here: .json (all there is), .md, .csv or .parquet"
+    )
+    parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table", help="of what is printed")
+    add_modes(parser, quiet="show no progress", command="evaluate")
 
 
-def _add_generate(commands: _Commands[_Parser]) -> None:
+def _add_generate(commands: Commands[Parser]) -> None:
     parser = commands.add_parser(
         "generate",
         help="complete a prompt under a memory, and show what of it was kept",
@@ -224,12 +244,12 @@ def _add_generate(commands: _Commands[_Parser]) -> None:
     parser.add_argument("--device", default="cpu", help="torch device")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
     parser.add_argument("--prompt", default="-", metavar="FILE", help="text to complete; - reads standard input")
-    parser.add_argument("--max-new-tokens", type=_count, default=32, metavar="N", help="most tokens to decode")
+    parser.add_argument("--max-new-tokens", type=count, default=32, metavar="N", help="most tokens to decode")
     parser.add_argument("--show", choices=("kept", "completion"), default="kept", help="completion: the bare text")
-    _add_modes(parser, quiet=None, command="generate")
+    add_modes(parser, quiet=None, command="generate")
 
 
-def _add_inspect(commands: _Commands[_Parser]) -> None:
+def _add_inspect(commands: Commands[Parser]) -> None:
     parser = commands.add_parser(
         "inspect",
         help="describe a run or a saved memory in full",
@@ -240,10 +260,10 @@ def _add_inspect(commands: _Commands[_Parser]) -> None:
     parser.add_argument(
         "what", metavar="RUN|MEMORY", help="a run folder, or the folder of a saved memory, also by address"
     )
-    _add_modes(parser, quiet=None, command="inspect")
+    add_modes(parser, quiet=None, command="inspect")
 
 
-def _add_track(commands: _Commands[_Parser]) -> None:
+def _add_track(commands: Commands[Parser]) -> None:
     parser = commands.add_parser(
         "track",
         help="show a run in MLflow, from its folder alone",
@@ -256,10 +276,10 @@ def _add_track(commands: _Commands[_Parser]) -> None:
     parser.add_argument("folder", metavar="RUN", help=f"the run folder: {PLACES_HELP}")
     parser.add_argument("--uri", help="address of the MLflow server, or of a database (default: the run's own)")
     parser.add_argument("--experiment", metavar="NAME", help="to list the run under (default: the run's own)")
-    _add_modes(parser, quiet=None, command="track")
+    add_modes(parser, quiet=None, command="track")
 
 
-def _add_convert(commands: _Commands[_Parser]) -> None:
+def _add_convert(commands: Commands[Parser]) -> None:
     parser = commands.add_parser(
         "convert",
         help="read a checkpoint of the published implementation, or write one",
@@ -271,10 +291,10 @@ def _add_convert(commands: _Commands[_Parser]) -> None:
     )
     parser.add_argument("source", metavar="CKPT|MEMORY", help="a file, or the folder of a saved memory, or its hub id")
     parser.add_argument("--to", required=True, type=Path, metavar="FOLDER|CKPT", help="a folder, or a file like x.pt")
-    _add_modes(parser, quiet=None, command="convert")
+    add_modes(parser, quiet=None, command="convert")
 
 
-def _add_doctor(commands: _Commands[_Parser]) -> None:
+def _add_doctor(commands: Commands[Parser]) -> None:
     parser = commands.add_parser(
         "doctor",
         help="say whether a memory can be attached to a model, and what it would find there",
@@ -289,52 +309,7 @@ def _add_doctor(commands: _Commands[_Parser]) -> None:
         "model", metavar="MODEL", help="small-llama, a folder in Hugging Face format, or a hub id, also ID@COMMIT"
     )
     parser.add_argument("--memory", metavar="FOLDER", help="a saved memory whose settings should fit, also by address")
-    _add_modes(parser, quiet=None, command="doctor")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Mistakes are told in one line; nothing may be abbreviated, so that options can be added later."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(NammError.exit_code, f"namm: error: {message}; {self.prog} --help says what there is\n")
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, where there is one to show."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        has_default = action.option_strings and action.default not in (None, False, argparse.SUPPRESS)
-        return f"{action.help} (default: %(default)s)" if has_default else action.help or ""
-
-
-def _add_modes(parser: argparse.ArgumentParser, *, quiet: str | None, command: str) -> None:
-    """What all commands share; ``quiet`` is for those that take long."""
-    if quiet:
-        parser.add_argument("--quiet", action="store_true", help=quiet)
-    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    parser.add_argument(
-        "--debug", action="store_true", help=f"show the traceback of an error as well (also {DEBUG_VARIABLE}=1)"
-    )
-    parser.set_defaults(command=command)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1: got {text!r}")
-    return int(text)
-
-
-def _ratio(text: str) -> float:
-    try:
-        ratio = float(text)
-    except ValueError:
-        ratio = math.nan
-    if not 0.0 < ratio <= 1.0:
-        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1: got {text!r}")
-    return ratio
+    add_modes(parser, quiet=None, command="doctor")
 
 
 def _presets() -> str:

@@ -21,16 +21,17 @@ from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from orchestrator.arguments import DEBUG_VARIABLE, parse
+from orchestrator.arguments import parse
 from orchestrator.errors import NammError
+from orchestrator.parsing import DEBUG_VARIABLE
 from tasks.errors import TaskError
-from workers.errors import ModelError
+from workers.errors import ModelError, PromptError
 from workers.memory.errors import DialError, MemoryFileError, UnsupportedUseError
 
 if TYPE_CHECKING:
     from orchestrator.terminal import Answer
 
-EXPECTED_ERRORS = (NammError, ModelError, MemoryFileError, UnsupportedUseError, DialError, TaskError)
+EXPECTED_ERRORS = (NammError, ModelError, MemoryFileError, UnsupportedUseError, DialError, TaskError, PromptError)
 """What is told in one line; anything else is a fault of ours and keeps its traceback."""
 
 
@@ -105,20 +106,31 @@ def _status(arguments: argparse.Namespace) -> Answer:
 
 
 def _evaluate(arguments: argparse.Namespace) -> Answer:
-    from orchestrator.commands.evaluate import evaluate
+    from orchestrator.commands.evaluate import Request, evaluate
+    from orchestrator.commands.tasks_named import overrides_for
 
     options = _settings(
         evaluation__lengths=_list(arguments.lengths),
         evaluation__rivals=_list(arguments.rivals),
         examples__heldout=arguments.examples,
+        fitness__score=arguments.score,
+        model__path_or_id=arguments.model and arguments.model.partition("@")[0],
+        model__revision=arguments.model and (arguments.model.partition("@")[2] or "null"),
     )
+    words = [word for word in arguments.words if "=" in word]
+    asked = overrides_for(arguments.tasks, data=arguments.data, profile=arguments.profile) if arguments.tasks else []
     return evaluate(
-        arguments.what,
-        preset=arguments.preset,
-        overrides=[*arguments.words, *options],
-        kept_ratio=arguments.kept_ratio,
-        output=arguments.output,
-        quiet=arguments.quiet or arguments.json,
+        Request(
+            what=tuple(word for word in arguments.words if "=" not in word),
+            preset=arguments.preset,
+            overrides=(*asked, *words, *options),
+            kept_ratio=arguments.kept_ratio,
+            split=arguments.split,
+            folder=arguments.folder,
+            output=arguments.output,
+            form=arguments.format,
+            quiet=arguments.quiet or arguments.json,
+        )
     )
 
 
@@ -166,6 +178,42 @@ def _doctor(arguments: argparse.Namespace) -> Answer:
     return doctor(arguments.model, memory=arguments.memory)
 
 
+def _tasks(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands import tasks
+
+    match arguments.action:
+        case "list":
+            return tasks.list_tasks(arguments.suite, data=arguments.data)
+        case "show":
+            return tasks.show(
+                arguments.task,
+                data=arguments.data,
+                profile=arguments.profile,
+                split=arguments.split,
+                index=arguments.index,
+                length=arguments.length,
+                model=arguments.model,
+                full=arguments.full,
+            )
+        case "fetch":
+            return tasks.fetch(
+                arguments.suite,
+                to=arguments.to,
+                revision=arguments.revision,
+                offline=arguments.offline,
+                stream=sys.stderr,
+                quiet=arguments.json,
+            )
+    return tasks.generate(
+        arguments.suite,
+        to=arguments.to,
+        seed=arguments.seed,
+        num_rows=arguments.rows,
+        length=arguments.length,
+        model=arguments.model,
+    )
+
+
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], Answer]] = {
     "evolve": _evolve,
     "resume": _resume,
@@ -175,6 +223,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], Answer]] = {
     "generate": _generate,
     "inspect": _inspect,
     "track": _track,
+    "tasks": _tasks,
     "doctor": _doctor,
     "convert": _convert,
 }

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, Literal
+from typing import Annotated, Any
+
+from pydantic import Discriminator
 
 from orchestrator import presets
 from orchestrator.errors import ConfigError
-from tasks.registry import TaskSettings
+from tasks.registry import GeneratedTaskSettings, TaskSettings, task_settings
 from workers.memory.specs import NammSettings, RivalName
+from workers.prompts import PromptSettings
 from workers.settings import ModelSettings
+from workers.unit import Score
 
 
 def _require(holds: bool, key: str, allowed: str, value: object) -> None:
@@ -73,13 +78,32 @@ class SearchSettings:
 class FitnessSettings:
     """How scores become one loss per candidate."""
 
-    score: Literal["graded", "exact"] = "graded"
-    """``graded``: mean probability of the gold answers. ``exact``: share of questions answered exactly."""
+    score: Score = "graded"
+    """``graded``: probability of the gold answers. ``exact``: share of questions answered exactly, or the task's score
+    of what was decoded."""
     kept_price: float = 0.0
     """Fitness paid for keeping the whole cache, in units of the full-cache score; 0 for no price."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight of a task in the fitness, by its name; 1 for tasks that are not named."""
 
     def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            _require(0.0 < weight < math.inf, f"fitness.weights.{name}", "above 0 and finite", weight)
         _require(0.0 <= self.kept_price < math.inf, "fitness.kept_price", "at least 0 and finite", self.kept_price)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSettings:
+    """Tasks that join the search after others were evolved on alone (incremental evolution)."""
+
+    from_generation: int
+    """First generation that asks them."""
+    adds: tuple[str, ...]
+    """Their names."""
+
+    def __post_init__(self) -> None:
+        _require(self.from_generation >= 1, "stages: from_generation", "at least 1", self.from_generation)
+        _require(bool(self.adds), "stages: adds", "a list of at least one task", list(self.adds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +204,11 @@ class RunConfig:
     """Decides the search and which examples each generation draws."""
     model: ModelSettings
     memory: NammSettings = field(default_factory=NammSettings)
-    tasks: tuple[TaskSettings, ...]
-    """Tasks that make up the fitness, with equal weight."""
+    prompts: PromptSettings = field(default_factory=PromptSettings)
+    tasks: tuple[Annotated[TaskSettings, Discriminator("kind")], ...]
+    """Tasks that make up the fitness."""
+    stages: tuple[StageSettings, ...] = ()
+    """When tasks join; those that no stage adds are asked from the beginning."""
     examples: ExampleSettings
     search: SearchSettings
     fitness: FitnessSettings = field(default_factory=FitnessSettings)
@@ -196,15 +223,38 @@ class RunConfig:
         for name, count in Counter(task.name for task in self.tasks).items():
             _require(count == 1, "tasks", "different in kind or length", f"{count} named {name}")
         for index, task in enumerate(self.tasks):
-            allowed = f"at least memory.update_every ({self.memory.update_every}), or nothing is ever forgotten"
-            _require(task.length >= self.memory.update_every, f"tasks.{index}.length", allowed, task.length)
+            if isinstance(task, GeneratedTaskSettings):
+                allowed = f"at least memory.update_every ({self.memory.update_every}), or nothing is ever forgotten"
+                _require(task.length >= self.memory.update_every, f"tasks.{index}.length", allowed, task.length)
+        self._check_stages()
         reserved = self.cluster.accelerators_per_worker > 0 or self.cluster.address == "in-process"
         allowed = f"above 0 when model.device is {self.model.device}, because Ray hides accelerators not reserved"
         holds = reserved or self.model.device == "cpu"
         _require(holds, "cluster.accelerators_per_worker", allowed, self.cluster.accelerators_per_worker)
+        allowed = f"1 at most when model.device is {self.model.device}, which uses one (auto spreads the model)"
+        holds = self.cluster.accelerators_per_worker <= 1 or self.model.is_spread
+        _require(holds, "cluster.accelerators_per_worker", allowed, self.cluster.accelerators_per_worker)
+
+    def _check_stages(self) -> None:
+        names = [task.name for task in self.tasks]
+        for key, name in [
+            *((f"stages.{i}.adds", name) for i, stage in enumerate(self.stages) for name in stage.adds)
+        ] + [("fitness.weights", name) for name in self.fitness.weights]:
+            _require(name in names, key, f"names of tasks ({', '.join(names)})", name)
+        added = [name for stage in self.stages for name in stage.adds]
+        _require(len(set(added)) == len(added), "stages", "lists of tasks that each join once", added)
+        _require(len(added) < len(names), "stages", "lists that leave a task to begin with", added)
+        starts = [stage.from_generation for stage in self.stages]
+        increasing = all(a < b for a, b in itertools.pairwise(starts))
+        _require(increasing, "stages", "in order of from_generation", starts)
+
+    def tasks_at(self, generation: int) -> tuple[str, ...]:
+        """Names of the tasks that a generation asks, in the order of ``tasks``."""
+        later = {name for stage in self.stages if stage.from_generation > generation for name in stage.adds}
+        return tuple(task.name for task in self.tasks if task.name not in later)
 
 
-NOT_DECIDING = ("cluster", "tracking", "evaluation", "search.generations")
+NOT_DECIDING = ("cluster", "tracking", "evaluation", "search.generations", "model.max_memory")
 """Settings that leave the trajectory as it is: a run may be resumed with others."""
 
 
@@ -249,13 +299,40 @@ def config_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Dotted keys, sorted, of the settings that decide the trajectory and differ between two ``config_to_dict``."""
-    a_values, b_values = _deciding(a), _deciding(b)
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], generations: int | None = None) -> list[str]:
+    """Dotted keys, sorted, of the settings that decide the trajectory and differ between two ``config_to_dict``.
+
+    Args:
+        a: the settings of a run.
+        b: other settings.
+        generations: count only what decides this many generations from the first, so that a stage to come may be
+            added; None counts all.
+    """
+    a_values, b_values = (
+        _deciding(settings if generations is None else _past(settings, generations)) for settings in (a, b)
+    )
     absent = object()
     return sorted(
         key for key in a_values.keys() | b_values.keys() if a_values.get(key, absent) != b_values.get(key, absent)
     )
+
+
+def _past(settings: Mapping[str, Any], generations: int) -> dict[str, Any]:
+    """Settings without the stages that begin at ``generations`` or later, and without their tasks and weights."""
+    stages = settings.get("stages", ())
+    to_come = {name for stage in stages if stage["from_generation"] >= generations for name in stage["adds"]}
+    if not to_come:
+        return dict(settings)
+    weights = settings["fitness"]["weights"]
+    return {
+        **settings,
+        "stages": [stage for stage in stages if stage["from_generation"] < generations],
+        "tasks": [task for task in settings["tasks"] if task_settings(task).name not in to_come],
+        "fitness": {
+            **settings["fitness"],
+            "weights": {name: weight for name, weight in weights.items() if name not in to_come},
+        },
+    }
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:

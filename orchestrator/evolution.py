@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import RunFolderError, UnitQuarantinedError
-from orchestrator.fitness import FullCacheScores, GenerationFitness, losses, merge_statistics
+from orchestrator.fitness import FullCacheScores, GenerationFitness, TaskFitness, losses, merge_statistics
 from orchestrator.fleet import Fleet
+from orchestrator.full_cache import FullCacheLibrary
 from orchestrator.journal import GenerationRecord, Journal
 from orchestrator.search import Search, population_hash
 from orchestrator.store import Store
 from orchestrator.units import declare, draw_examples, plan_units
 from workers.memory.specs import NammSpec, Normalisation
-from workers.unit import FULL_CACHE_PASS, ScoredUnit, Unit
+from workers.unit import FULL_CACHE_PASS, Score, ScoredUnit, Unit
 
 MEMORY_NAME = "namm"
 
@@ -48,6 +50,7 @@ class Parts:
     journal: Journal
     search: Search
     report: Callable[[Progress], None]
+    library: FullCacheLibrary = field(default_factory=FullCacheLibrary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,34 +79,56 @@ def evolve(parts: Parts) -> Evolved:
     full = full_cache_pass(parts)
     replay(parts.search, parts.journal.generations())
     while parts.search.generation < parts.config.search.generations:
+        full = with_joining_tasks(parts, full)
         run_generation(parts, full)
-    compact(parts, before=parts.search.generation)
+    compact(parts.store, before=parts.search.generation)
     return Evolved(full.spec, parts.search.mean, parts.journal.generations()[-1].population_hash)
 
 
 def full_cache_pass(parts: Parts) -> FullCachePass:
-    """Score the full cache on the whole pool, and gather the feature statistics there (spec 3.3).
+    """Score the full cache on the whole pool of the first tasks, and gather the feature statistics there (spec 3.3).
 
     A genome of zeros keeps everything. The statistics are an input to every later unit, never gathered while scoring.
     """
     config = parts.config
-    pool = tuple(range(config.examples.pool))
+    scored = _scored_with_full_cache(parts, config.tasks_at(0), record_statistics=True)
+    statistics = merge_statistics(scored)
+    normalisation = Normalisation(tuple(statistics.mean.tolist()), tuple(statistics.variance.tolist()))
+    spec = NammSpec(settings=config.memory, normalisation=normalisation)
+    return FullCachePass(spec, FullCacheScores.from_units(scored), tuple(scored))
+
+
+def with_joining_tasks(parts: Parts, full: FullCachePass) -> FullCachePass:
+    """At the beginning of a stage, or of a run resumed in one: the full cache scored on the tasks that have joined.
+
+    Search and feature statistics go on as they are: a stage is more tasks, and nothing else.
+    """
+    known = {unit.task for unit in full.units}
+    joining = [name for name in parts.config.tasks_at(parts.search.generation) if name not in known]
+    if not joining:
+        return full
+    units = (*full.units, *_scored_with_full_cache(parts, joining))
+    return replace(full, scores=FullCacheScores.from_units(units), units=units)
+
+
+def _scored_with_full_cache(parts: Parts, names: Sequence[str], *, record_statistics: bool = False) -> list[ScoredUnit]:
+    config = parts.config
     units = plan_units(
         generation=FULL_CACHE_PASS,
         memory_name="full",
         memory=NammSpec(settings=config.memory),
         genomes=np.zeros((1, config.memory.genome_size), np.float32),
-        examples={task.name: pool for task in config.tasks},
+        examples=dict.fromkeys(names, tuple(range(config.examples.pool))),
         split="train",
         settings=config.units,
-        record_statistics=True,
+        score=config.fitness.score,
+        record_statistics=record_statistics,
     )
-    scored = score_units(parts, units)
+    scored = parts.library.through(
+        parts.store, units, lambda: score_units(parts.fleet, parts.store, parts.report, units)
+    )
     parts.store.commit_units(FULL_CACHE_PASS)
-    statistics = merge_statistics(scored)
-    normalisation = Normalisation(tuple(statistics.mean.tolist()), tuple(statistics.variance.tolist()))
-    spec = NammSpec(settings=config.memory, normalisation=normalisation)
-    return FullCachePass(spec, FullCacheScores.from_units(scored), tuple(scored))
+    return scored
 
 
 def run_generation(parts: Parts, full: FullCachePass) -> None:
@@ -114,7 +139,7 @@ def run_generation(parts: Parts, full: FullCachePass) -> None:
     config, search = parts.config, parts.search
     started = time.monotonic()
     generation, genomes = search.generation, search.ask()
-    names = [task.name for task in config.tasks]
+    names = config.tasks_at(generation)
     examples = draw_examples(config.seed, generation, names, config.examples.pool, config.examples.per_generation)
     units = plan_units(
         generation=generation,
@@ -124,6 +149,7 @@ def run_generation(parts: Parts, full: FullCachePass) -> None:
         examples=examples,
         split="train",
         settings=config.units,
+        score=config.fitness.score,
     )
     asked = time.monotonic()
     scored = _scored_or_declared(parts, units, full)
@@ -147,40 +173,42 @@ def run_generation(parts: Parts, full: FullCachePass) -> None:
     parts.report(Progress(generation=generation, units_done=len(units), units_total=len(units), record=record))
 
 
-def compact(parts: Parts, before: int) -> None:
+def compact(store: Store, before: int) -> None:
     """Turn the unit files of earlier generations into tables, those that a killed driver left included."""
-    for generation in parts.store.staged_generations():
+    for generation in store.staged_generations():
         if generation < before:
-            parts.store.commit_units(generation)
+            store.commit_units(generation)
 
 
-def score_units(parts: Parts, units: Sequence[Unit]) -> list[ScoredUnit]:
+def score_units(
+    fleet: Fleet, store: Store, report: Callable[[Progress], None], units: Sequence[Unit]
+) -> list[ScoredUnit]:
     """Score what is not yet on disk, make each result durable as it comes; all results in the order of ``units``."""
-    there = parts.store.get_units([unit.key for unit in units])
+    there = store.get_units([unit.key for unit in units])
     results = {unit.key: there.get(unit.key) for unit in units}
     missing = [unit for unit in units if results[unit.key] is None]
     any_scored = False
-    for scored in parts.fleet.score(missing):
-        parts.store.put_unit(scored)
+    for scored in fleet.score(missing):
+        store.put_unit(scored)
         if not any_scored:  # by now every worker has something to do
-            compact(parts, before=scored.generation)
+            compact(store, before=scored.generation)
         any_scored = True
         results[scored.key] = scored
         done = sum(result is not None for result in results.values())
-        parts.report(Progress(generation=scored.generation, units_done=done, units_total=len(units)))
+        report(Progress(generation=scored.generation, units_done=done, units_total=len(units)))
     return [result for result in results.values() if result is not None]
 
 
 def _scored_or_declared(parts: Parts, units: Sequence[Unit], full: FullCachePass) -> list[ScoredUnit]:
     """As ``score_units``; units that were set aside get declared scores, so that the search can go on without them."""
     try:
-        return score_units(parts, units)
+        return score_units(parts.fleet, parts.store, parts.report, units)
     except UnitQuarantinedError as error:
         for unit in units:
             if unit.key in error.stories:
                 _logger.warning("unit %s counts as wrong on every example: it was set aside", unit.key)
                 parts.store.put_unit(declare(unit, full.units))
-        return score_units(parts, units)
+        return score_units(parts.fleet, parts.store, parts.report, units)
 
 
 def replay(search: Search, records: Sequence[GenerationRecord]) -> None:
@@ -205,7 +233,7 @@ def metrics(parts: Parts, fitness: GenerationFitness, scored: Sequence[ScoredUni
     held = np.concatenate([unit.held_tokens for unit in scored])
     kept = (held / np.concatenate([unit.seen_tokens for unit in scored])[:, None, None]).mean(axis=0)
     genomes = parts.search.ask()
-    return {
+    figures = {
         "fitness/best": float(-fitness.loss[best]),
         "fitness/mean": float(-fitness.loss.mean()),
         "fitness/median": float(-np.median(fitness.loss)),
@@ -230,4 +258,23 @@ def metrics(parts: Parts, fitness: GenerationFitness, scored: Sequence[ScoredUni
         "cluster/units_set_aside": float(sum(unit.is_declared for unit in scored)),
         "cluster/units_per_second": len(scored) / max(seconds, 1e-9),
         "cluster/unit_seconds_mean": float(np.mean([unit.seconds for unit in scored])),
+        **{
+            f"task/{name}/{figure}": value
+            for name, task in fitness.by_task.items()
+            for figure, value in _task_figures(task, best, parts.config.fitness.score).items()
+        },
+    }
+    # Of completions only one of the two scores is measured; the other is no number, and no dashboard can show that.
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def _task_figures(task: TaskFitness, best: int, score: Score) -> dict[str, float]:
+    """Raw means and medians over the candidates beside the ratio, which a small full-cache score makes large."""
+    raw = task.exact if score == "exact" else task.graded
+    return {
+        "score_mean": float(raw.mean()),
+        "score_median": float(np.median(raw)),
+        "ratio_best": float(task.ratio[best]),
+        "ratio_mean": float(task.ratio.mean()),
+        "full_cache": task.full_cache,
     }

@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config import FitnessSettings
 from orchestrator.errors import NammError
-from workers.unit import FeatureStatistics, ScoredUnit
+from workers.unit import FeatureStatistics, Score, ScoredUnit
 
 SMALLEST_FULL_CACHE_SCORE = 1e-3
 """Below it a task cannot tell memories apart: the frozen model itself does not solve it."""
+
+SMALLEST_SHARE = 0.1
+"""Of a task's full-cache score on all its examples: what a generation that has drawn hard ones divides by at least."""
 
 Losses = npt.NDArray[np.float64]
 
@@ -43,6 +45,8 @@ class TaskFitness:
 
     ratio: Losses
     """Mean score, divided by the mean full-cache score on the same examples."""
+    full_cache: float
+    """That mean full-cache score."""
     exact: Losses
     """Share of questions answered exactly, 0 to 1."""
     graded: Losses
@@ -53,7 +57,7 @@ class TaskFitness:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GenerationFitness:
-    """Columns ``[population]`` float64 of a generation: means over the tasks, with equal weight."""
+    """Columns ``[population]`` float64 of a generation: means over the tasks, by their weights."""
 
     loss: Losses
     """What the search is told, lower is better: ``-(ratio - kept_price * kept_ratio)``."""
@@ -85,28 +89,30 @@ class FullCacheScores:
             graded={(task, example): row.graded for (task, _, example), row in rows.items()},
         )
 
-    def mean(self, task: str, examples: Sequence[int], score: Literal["graded", "exact"]) -> float:
-        """Mean full-cache score of a task's examples.
+    def mean(self, task: str, examples: Sequence[int], score: Score) -> float:
+        """Mean full-cache score of a task's examples, and at least a tenth of the mean over all there are.
 
         Raises:
-            NammError: an example is missing, or the mean is too small to divide by.
+            NammError: an example is missing, or the mean over all is too small to divide by.
         """
-        scores = self.graded if score == "graded" else self.exact
-        absent = [example for example in examples if (task, example) not in scores]
+        scores = {example: value for (name, example), value in self._of(score).items() if name == task}
+        absent = [example for example in examples if example not in scores]
         if absent:
             raise NammError(
                 f"the full-cache pass holds no score for example {absent[0]} of task {task} ({len(absent)} missing): "
                 "was examples.pool raised after the run began?"
             )
-        mean = _mean(scores[task, example] for example in examples)
-        if not mean >= SMALLEST_FULL_CACHE_SCORE:
+        overall = _mean(scores.values())
+        if not overall >= SMALLEST_FULL_CACHE_SCORE:
             raise NammError(
-                f"the model with its full cache scores only {mean:.2g} ({score}) on the {len(examples)} examples drawn "
-                f"of task {task}, and memories are measured against that: expected at least "
-                f"{SMALLEST_FULL_CACHE_SCORE:g}; use fitness.score=graded, an easier task, a larger "
-                "examples.per_generation or a stronger model"
+                f"the model with its full cache scores only {overall:.2g} ({score}) on the {len(scores)} examples of "
+                f"task {task}, and memories are measured against that: expected at least "
+                f"{SMALLEST_FULL_CACHE_SCORE:g}; use fitness.score=graded, an easier task or a stronger model"
             )
-        return mean
+        return max(_mean(scores[example] for example in examples), SMALLEST_SHARE * overall)
+
+    def _of(self, score: Score) -> Mapping[tuple[str, int], float]:
+        return self.graded if score == "graded" else self.exact
 
 
 def losses(
@@ -129,9 +135,11 @@ def losses(
     if not by_task:
         raise NammError("a generation without a scored unit has no losses: examples.per_generation must be at least 1")
 
+    weights = [settings.weights.get(task, 1.0) for task in by_task]
+
     def over_tasks(column: Callable[[TaskFitness], Losses]) -> Losses:
         columns = [column(fitness) for fitness in by_task.values()]
-        return np.array([_mean(values) for values in zip(*columns, strict=True)])
+        return np.array([_weighted_mean(values, weights) for values in zip(*columns, strict=True)])
 
     ratio = over_tasks(lambda task: task.ratio)
     kept_ratio = over_tasks(lambda task: task.kept_ratio)
@@ -209,12 +217,19 @@ def _task_fitness(
 
     exact, graded = over_examples(lambda row: row.exact), over_examples(lambda row: row.graded)
     score = graded if settings.score == "graded" else exact
+    full_cache = full.mean(task, examples, settings.score)
     return TaskFitness(
-        ratio=score / full.mean(task, examples, settings.score),
+        ratio=score / full_cache,
+        full_cache=full_cache,
         exact=exact,
         graded=graded,
         kept_ratio=over_examples(lambda row: row.kept_ratio),
     )
+
+
+def _weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    products = [float(value) * weight for value, weight in zip(values, weights, strict=True)]
+    return math.fsum(products) / math.fsum(weights)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -69,8 +69,8 @@ class HeldInterrupts:
             self._former = signal.signal(signal.SIGINT, self._hold)
 
     def end(self) -> None:
-        """Let the former handler have them again."""
-        if self._former is not None:
+        """Let the former handler have them again; only the main thread may."""
+        if self._former is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._former)
             self._former = None
 

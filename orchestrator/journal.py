@@ -90,7 +90,7 @@ class Journal:
             if not takeover:
                 require_driver_gone(folder, driver_in(before), lock.answer)
             if before:
-                _require_same_trajectory(folder, before.attempts[-1], config_hash, dict(config))
+                _require_same_trajectory(folder, before, config_hash, dict(config))
             for under in ("", JOURNAL_NAME):
                 folder.sweep(under)
             journal = cls(folder, lock, _begin_attempt(folder, before, config_hash, dict(config)))
@@ -179,7 +179,7 @@ def require_same_run(place: Place, config_hash: str, config: Mapping[str, Any]) 
     """
     folder = folder_at(place)
     if has_run(folder):
-        _require_same_trajectory(folder, read_journal(folder).attempts[-1], config_hash, dict(config))
+        _require_same_trajectory(folder, read_journal(folder), config_hash, dict(config))
 
 
 def _begin_attempt(
@@ -207,14 +207,17 @@ def _who(attempt: Attempt) -> str:
     return f"pid {attempt.pid} on {attempt.host}, attempt {attempt.attempt}"
 
 
-def _require_same_trajectory(folder: Folder, former: Attempt, config_hash: str, config: dict[str, Any]) -> None:
+def _require_same_trajectory(folder: Folder, run: JournalContents, config_hash: str, config: dict[str, Any]) -> None:
+    former = run.attempts[-1]
     if former.config_hash == config_hash:
         return
-    changed = differences(former.config, config)
+    changed = differences(former.config, config, len(run.generations))
+    if not changed:  # only stages to come are others
+        return
     told = ", ".join(f"{key} (was {json.dumps(_value(former.config, key))})" for key in changed[:_MOST_TOLD])
     more = f" and {len(changed) - _MOST_TOLD} more" if len(changed) > _MOST_TOLD else ""
     raise RunFolderError(
-        f"{folder} holds a run with other settings: {told or 'config_hash'}{more} changed; "
+        f"{folder} holds a run with other settings: {told}{more} changed; "
         "start a new run folder, or go back to the former values"
     )
 

@@ -245,12 +245,26 @@ def _one_line(kind: type, document: Document, error: ValidationError) -> str:
         error.errors(include_url=False), key=lambda detail: detail["type"] != "unexpected_keyword_argument"
     )
     detail = details[0]
-    path = tuple(str(part) for part in detail["loc"][1:])  # without the tuple's index
+    path = _key_path(kind, detail["loc"][1:])  # without the tuple's index
     complaint = _complaint(kind, path, detail)
     # A dataclass's own check is located at its section, but its message begins with the key.
     named = tuple(complaint.split()[0].rstrip(":").split(".")) if detail["type"] == "value_error" else path
     others = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return f"{document.source(named)}: {complaint}{others}"
+
+
+def _key_path(kind: type, location: Sequence[str | int]) -> KeyPath:
+    """The dotted key that an error is about, without the tag that pydantic puts in where sections are of many kinds."""
+    hints = dict(_hints(kind))
+    path: KeyPath = ()
+    is_after_tag = False
+    for part in location:
+        in_list = path and path[-1].isdecimal() and not is_after_tag
+        if in_list and len(_sections(hints.get(_pattern(path[:-1])))) > 1:
+            is_after_tag = True
+            continue
+        path, is_after_tag = (*path, str(part)), False
+    return path
 
 
 def _complaint(kind: type, path: KeyPath, detail: ErrorDetails) -> str:
@@ -264,13 +278,18 @@ def _complaint(kind: type, path: KeyPath, detail: ErrorDetails) -> str:
         reason = str(detail["ctx"]["error"])
         return reason if path == () or key in reason else f"{key}: {reason}"
     context = detail.get("ctx", {})
+    if detail["type"].startswith("union_tag"):
+        tag = str(context["discriminator"]).strip("'")
+        if detail["type"] == "union_tag_not_found":
+            return f"required key '{key}.{tag}' is missing"
+        return f"{key}.{tag} must be {context['expected_tags']}: got {_shown(context['tag'])}"
     expected = context.get("expected") or EXPECTED.get(detail["type"]) or detail["msg"]
     or_null = " or null" if type(None) in typing.get_args(hints.get(_pattern(path))) else ""
     return f"{key} must be {expected}{or_null}: got {_shown(detail['input'])}"
 
 
 def _unknown(path: KeyPath, valid: Sequence[KeyPath]) -> str:
-    siblings = [key for key in valid if key[:-1] == _pattern(path)[:-1]]
+    siblings = list(dict.fromkeys(key for key in valid if key[:-1] == _pattern(path)[:-1]))
     homonyms = [key for key in valid if key[-1] == path[-1]]
     section = ".".join(path[:-1])
     if homonyms:  # the right name in the wrong section
@@ -289,9 +308,18 @@ def _hints(kind: type, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
         hint, below = hints[entry.name], (*path, entry.name)
         yield below, hint
         if typing.get_origin(hint) is tuple:
-            hint, below = typing.get_args(hint)[0], (*below, "*")
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            yield from _hints(hint, below)
+            below = (*below, "*")
+        for section in _sections(hint):
+            yield from _hints(section, below)
+
+
+def _sections(hint: Any) -> list[type]:
+    """The dataclasses that a value, or an entry of a list, may be."""
+    if typing.get_origin(hint) is tuple:
+        hint = typing.get_args(hint)[0]
+    return [
+        kind for kind in typing.get_args(hint) or (hint,) if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    ]
 
 
 def _pattern(path: KeyPath) -> KeyPath:

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
 from orchestrator.config import RunConfig, config_hash
 from orchestrator.evaluation import CONTROL, FULL, MEMORY
-from orchestrator.evolution import Evolved
 from orchestrator.report import TableRow
 
 PACKAGES = ("orchestrator", "tasks", "workers")
 """Whose source decides what a run finds."""
 
 TOLD = (
-    *("name", "length", "exact", "exact_low", "exact_high", "graded_ratio", "graded_ratio_low", "graded_ratio_high"),
+    *(
+        "task",
+        "name",
+        "length",
+        "exact",
+        "exact_low",
+        "exact_high",
+        "graded_ratio",
+        "graded_ratio_low",
+        "graded_ratio_high",
+    ),
     *("kept_ratio", "mean_bytes", "state_bytes", "num_examples"),
 )
 """Columns of the table that a memory carries with it."""
 DIGITS = 6
 
 
-def origin_of(config: RunConfig, evolved: Evolved) -> dict[str, Any]:
+def origin_of(config: RunConfig, population_hash: str) -> dict[str, Any]:
     """Model, tasks, settings and hashes of a run's champion."""
     return {
         "model": config.model.path_or_id,
@@ -35,19 +43,19 @@ def origin_of(config: RunConfig, evolved: Evolved) -> dict[str, Any]:
         "seed": config.seed,
         "config_hash": config_hash(config),
         "code_hash": code_hash(),
-        "population_hash": evolved.population_hash,
+        "population_hash": population_hash,
     }
 
 
 def best_rivals(table: Sequence[TableRow]) -> list[dict[str, Any]]:
     """The table with the best split of each rival at each length, as a memory carries it: few columns, few digits."""
-    seen: set[tuple[int, str]] = set()
+    seen: set[tuple[str, int, str]] = set()
     rows = []
     for row in table:  # of one length, the best come first
         rival = row.name if row.name in (CONTROL, FULL, MEMORY) else row.name.partition("-")[0]
-        if (row.length, rival) not in seen:
-            seen.add((row.length, rival))
-            rows.append({key: _short(value) for key, value in asdict(row).items() if key in TOLD})
+        if (row.task, row.length, rival) not in seen:
+            seen.add((row.task, row.length, rival))
+            rows.append({key: _short(value) for key, value in row.document().items() if key in TOLD})
     return rows
 
 

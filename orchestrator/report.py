@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.table import Table
 
-from orchestrator.evaluation import CONTROL, FULL, MEMORY, Result
+from orchestrator.evaluation import CONTROL, FULL, MEMORY, Result, without_nan
+from orchestrator.terminal import grid
 
 ORDER = (FULL, MEMORY, CONTROL)
 """Names that stand first in every table; the others follow by score."""
+
+MEAN = "mean"
+"""Stands for the mean over a suite's tasks."""
 
 RESAMPLES, INTERVAL = 1000, (2.5, 97.5)
 """Of the bootstrap over examples: how often, and which percentiles are reported."""
@@ -19,11 +26,16 @@ RESAMPLES, INTERVAL = 1000, (2.5, 97.5)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRow:
-    """One memory at one document length: means over the tasks of that length."""
+    """One memory on one task of a suite, on their mean, or on all generated tasks of one length.
 
+    What was not measured is NaN: of tasks with completions either ``exact`` or ``graded``.
+    """
+
+    task: str
+    """Name of a suite's task, ``mean`` over those, or empty for generated tasks."""
     name: str
     length: int
-    """Tokens of the documents."""
+    """Tokens of the documents; of a suite's the mean of what the model reads."""
     exact: float
     graded: float
     exact_ratio: float
@@ -36,38 +48,74 @@ class TableRow:
     graded_ratio_low: float
     """The same examples are resampled for the full cache."""
     graded_ratio_high: float
+    exact_ratio_low: float
+    exact_ratio_high: float
     kept_ratio: float
     mean_bytes: float
     peak_bytes: float
     state_bytes: float
     num_examples: int
+    seconds: float = math.nan
+    """Wall-clock time of an example in its worker."""
+
+    @property
+    def ratio(self) -> float:
+        """Score over the full cache's: the graded one where it was measured, else the exact one."""
+        return self.exact_ratio if math.isnan(self.graded_ratio) else self.graded_ratio
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> TableRow:
+        """The row that ``document`` told."""
+        values: dict[str, Any] = {key: math.nan if value is None else value for key, value in document.items()}
+        return cls(**values)
+
+    def document(self) -> dict[str, Any]:
+        """Plain values, but for wall-clock time."""
+        return without_nan({key: value for key, value in asdict(self).items() if key != "seconds"})
 
 
-def tabulate(results: Sequence[Result], lengths: Mapping[str, int]) -> list[TableRow]:
-    """Average results over the tasks of each length; ``lengths`` has the document length of every task.
+def tabulate(results: Sequence[Result], lengths: Mapping[str, int | None]) -> list[TableRow]:
+    """Average results over generated tasks of one length; a suite's tasks stand for themselves, and then as a mean.
 
-    Rows are by length, then full cache, memory and control, then the rivals, best first.
+    Args:
+        results: by memory and task; the full cache's must be among them.
+        lengths: document length of every generated task, None for a suite's.
+
+    Returns:
+        Rows by task and length, then full cache, memory and control, then the rivals, best first.
     """
-    groups: dict[tuple[int, str], list[Result]] = {}
+    groups: dict[tuple[str, int, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((lengths[result.task], result.name), []).append(result)
-    rows = [_row(name, length, group, groups[length, FULL]) for (length, name), group in groups.items()]
-    return sorted(rows, key=_table_order)
+        length = lengths[result.task]
+        task, tokens = (result.task, round(result.seen_tokens)) if length is None else ("", length)
+        groups.setdefault((task, tokens, result.name), []).append(result)
+    suite = [result for result in results if lengths[result.task] is None]
+    if len({result.task for result in suite}) > 1:
+        tokens = round(np.mean([result.seen_tokens for result in suite if result.name == FULL]))
+        for result in suite:
+            groups.setdefault((MEAN, tokens, result.name), []).append(result)
+    order = list(dict.fromkeys(task for task, _, _ in groups))
+    rows = [
+        _row(task, tokens, name, group, groups[task, tokens, FULL]) for (task, tokens, name), group in groups.items()
+    ]
+    return sorted(rows, key=lambda row: (order.index(row.task), *_table_order(row)))
 
 
 def _table_order(row: TableRow) -> tuple[int, int, float, str]:
     place = ORDER.index(row.name) if row.name in ORDER else len(ORDER)
-    return row.length, place, -row.graded, row.name
+    return row.length, place, -(row.exact if math.isnan(row.graded) else row.graded), row.name
 
 
-def _row(name: str, length: int, group: Sequence[Result], full: Sequence[Result]) -> TableRow:
+def _row(task: str, length: int, name: str, group: Sequence[Result], full: Sequence[Result]) -> TableRow:
     def mean(key: str, results: Sequence[Result] = group) -> float:
         return float(sum(getattr(result, key) for result in results) / len(results))
 
+    intervals = {
+        key: _interval(_resampled(group, key) / np.maximum(_resampled(full, key), 1e-12)) for key in ("exact", "graded")
+    }
     exact_low, exact_high = _interval(_resampled(group, "exact"))
-    graded_full = np.maximum(_resampled(full, "graded"), 1e-12)
-    ratio_low, ratio_high = _interval(_resampled(group, "graded") / graded_full)
     return TableRow(
+        task=task,
         name=name,
         length=length,
         exact=mean("exact"),
@@ -76,13 +124,16 @@ def _row(name: str, length: int, group: Sequence[Result], full: Sequence[Result]
         graded_ratio=mean("graded") / max(mean("graded", full), 1e-12),
         exact_low=exact_low,
         exact_high=exact_high,
-        graded_ratio_low=ratio_low,
-        graded_ratio_high=ratio_high,
+        graded_ratio_low=intervals["graded"][0],
+        graded_ratio_high=intervals["graded"][1],
+        exact_ratio_low=intervals["exact"][0],
+        exact_ratio_high=intervals["exact"][1],
         kept_ratio=mean("kept_ratio"),
         mean_bytes=mean("mean_bytes"),
         peak_bytes=mean("peak_bytes"),
         state_bytes=mean("state_bytes"),
         num_examples=sum(result.num_examples for result in group),
+        seconds=mean("seconds"),
     )
 
 
@@ -110,9 +161,9 @@ def cells(row: TableRow) -> list[str]:
     return [
         f"{row.length:,}",
         row.name,
-        f"{row.exact:.3f}",
-        f"{row.graded:.3f}",
-        f"{row.graded_ratio:.1%}",
+        _number(row.exact),
+        _number(row.graded),
+        f"{row.ratio:.1%}",
         f"{row.kept_ratio:.1%}",
         f"{row.mean_bytes / 1024:,.0f}",
         f"{row.peak_bytes / 1024:,.0f}",
@@ -121,11 +172,27 @@ def cells(row: TableRow) -> list[str]:
     ]
 
 
-def printed_rows(rows: Sequence[TableRow]) -> list[list[str]]:
-    """The printed table under ``HEADINGS``, with an empty row between document lengths."""
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def headings(rows: Sequence[TableRow]) -> tuple[str, ...]:
+    """``HEADINGS``, after a column of tasks where not all are generated."""
+    return ("task",) * any(row.task for row in rows) + HEADINGS
+
+
+def lines(rows: Sequence[TableRow]) -> list[list[str]]:
+    """The printed table under ``headings``, with an empty line between tasks and document lengths."""
+    has_tasks = any(row.task for row in rows)
     printed: list[list[str]] = []
     for index, row in enumerate(rows):
-        if index and row.length != rows[index - 1].length:
+        if index and (row.task, row.length) != (rows[index - 1].task, rows[index - 1].length):
             printed.append([])
-        printed.append(cells(row))
+        printed.append([row.task or "generated"] * has_tasks + cells(row))
     return printed
+
+
+def printed(rows: Sequence[TableRow]) -> Table:
+    """The table for a terminal."""
+    titles = headings(rows)
+    return grid(titles, lines(rows), left=2 + (len(titles) > len(HEADINGS)))

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,17 @@ from orchestrator.evaluation import EvaluationPlan, evaluate
 from orchestrator.evolution import Evolved, Parts, Progress, evolve, score_units
 from orchestrator.files import json_bytes, write_json_atomic
 from orchestrator.fleet import Fleet, fleet_for
+from orchestrator.full_cache import FullCacheLibrary
 from orchestrator.journal import Journal, has_run, read_journal, require_same_run
 from orchestrator.provenance import best_rivals, origin_of
+from orchestrator.readiness import available, require_pool, require_room
 from orchestrator.report import TableRow, tabulate
 from orchestrator.search import Search
 from orchestrator.storage import Folder, LocalFolder, Place, folder_at
 from orchestrator.store import Store
 from orchestrator.tracking import Tracker, check_tracking
-from tasks.registry import TaskSettings
+from tasks.registry import GeneratedTaskSettings, TaskSettings
+from tasks.task import Split
 from workers.evaluator import EvaluatorRecipe
 from workers.language_model import model_folder
 from workers.memory.errors import MemoryFileError
@@ -77,10 +80,11 @@ def run(
             journal=journal,
             search=search,
             report=_with_tracking(report, tracker),
+            library=FullCacheLibrary.beside(folder, config),
         )
         with _timed(seconds, "evolve"):
             evolved = evolve(parts)
-            champion = PretrainedMemory(evolved.spec, evolved.genome, origin_of(config, evolved))
+            champion = PretrainedMemory(evolved.spec, evolved.genome, origin_of(config, evolved.population_hash))
             save_champion(folder, champion)
         with _timed(seconds, "evaluate"):
             summary, table = summarise(parts, evolved, champion)
@@ -101,6 +105,7 @@ def check(config: RunConfig, folder: Folder, *, takeover: bool = False) -> Any:
         require_no_driver(folder)
     require_same_run(folder, config_hash(config), config_to_dict(config))
     _require_generations_to_come(config, folder)
+    _require_examples(config)
     folder.require_writable()
     check_tracking(config.tracking)
     if config.search.initial_genome is None:
@@ -113,6 +118,16 @@ def check(config: RunConfig, folder: Folder, *, takeover: bool = False) -> Any:
             "use the memory settings that it was evolved with"
         )
     return memory.genome
+
+
+def _require_examples(config: RunConfig) -> None:
+    require_pool(config.tasks, config.examples.pool)
+    heldout = available(evaluation_tasks(config), "heldout", config.examples.heldout)
+    wanted: dict[str, dict[Split, Sequence[int]]] = {name: {"heldout": examples} for name, examples in heldout.items()}
+    for task in config.tasks:
+        wanted.setdefault(task.name, {})["train"] = range(config.examples.pool)
+    tasks = {task.name: task for task in (*config.tasks, *evaluation_tasks(config))}
+    require_room(config.model, config.prompts, tasks.values(), wanted)
 
 
 def _require_generations_to_come(config: RunConfig, folder: Folder) -> None:
@@ -128,29 +143,37 @@ def _require_generations_to_come(config: RunConfig, folder: Folder) -> None:
 def worker_recipe(config: RunConfig) -> EvaluatorRecipe:
     """What every worker loads: the model, the tasks of the fitness, and the same tasks at the lengths of the table."""
     tasks = {task.name: task for task in (*config.tasks, *evaluation_tasks(config))}
-    return EvaluatorRecipe(model=config.model, tasks=tuple(tasks.values()))
+    return EvaluatorRecipe(model=config.model, tasks=tuple(tasks.values()), prompts=config.prompts)
 
 
 def evaluation_tasks(config: RunConfig) -> list[TaskSettings]:
-    """The run's tasks at each length of the table."""
+    """The run's tasks, those of generated documents at each length of the table."""
     tasks = {
-        (resized := dataclasses.replace(task, length=length)).name: resized
+        resized.name: resized
         for length in config.evaluation.lengths
         for task in config.tasks
+        for resized in [dataclasses.replace(task, length=length) if isinstance(task, GeneratedTaskSettings) else task]
     }
     return list(tasks.values())
+
+
+def table_lengths(config: RunConfig) -> dict[str, int | None]:
+    """Document length of each task of the table; None where examples differ."""
+    return {
+        task.name: task.length if isinstance(task, GeneratedTaskSettings) else None for task in evaluation_tasks(config)
+    }
 
 
 def evaluation_plan(config: RunConfig) -> EvaluationPlan:
     """What the table compares, and on which examples."""
     return EvaluationPlan(
         generation=config.search.generations,
-        tasks=tuple(task.name for task in evaluation_tasks(config)),
-        examples=tuple(range(config.examples.heldout)),
+        examples=available(evaluation_tasks(config), "heldout", config.examples.heldout),
         control_examples=tuple(range(min(CONTROL_EXAMPLES, config.examples.pool))),
         rivals=config.evaluation.rivals,
         units=UnitSettings(candidates_per_unit=1, examples_per_unit=config.evaluation.examples_per_unit),
         seed=config.seed,
+        score=config.fitness.score,
     )
 
 
@@ -166,9 +189,9 @@ def save_champion(folder: Folder, memory: PretrainedMemory) -> None:
 def summarise(parts: Parts, evolved: Evolved, champion: PretrainedMemory) -> tuple[dict[str, Any], list[TableRow]]:
     """Score the champion, the full cache and the rivals on held-out examples; the summary, and the table in it."""
     config, plan = parts.config, evaluation_plan(parts.config)
-    results = evaluate(champion, plan, lambda units: score_units(parts, units))
+    results = evaluate(champion, plan, lambda units: score_units(parts.fleet, parts.store, parts.report, units))
     parts.store.commit_units(plan.generation)
-    table = tabulate(results, {task.name: task.length for task in evaluation_tasks(config)})
+    table = tabulate(results, table_lengths(config))
     summary = {
         "version": SUMMARY_VERSION,
         "model": config.model.path_or_id,
@@ -177,7 +200,7 @@ def summarise(parts: Parts, evolved: Evolved, champion: PretrainedMemory) -> tup
         "config_hash": config_hash(config),
         "population_hash": evolved.population_hash,
         "genome_sha256": hashlib.sha256(champion.genome.tobytes()).hexdigest(),
-        "table": [dataclasses.asdict(row) for row in table],
+        "table": [row.document() for row in table],
         "results": [result.document() for result in results],
     }
     return summary, table

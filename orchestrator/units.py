@@ -12,7 +12,7 @@ import numpy.typing as npt
 from orchestrator.config import UnitSettings
 from tasks.task import Split
 from workers.memory.specs import MemorySpec, for_candidates
-from workers.unit import ScoredUnit, Unit
+from workers.unit import Score, ScoredUnit, Unit
 
 COPIED = ("seen_tokens", "held_tokens", "mean_bytes", "peak_bytes", "state_bytes")
 """Columns that a declared unit takes from the full-cache pass."""
@@ -48,6 +48,7 @@ def plan_units(
     examples: Mapping[str, tuple[int, ...]],
     split: Split,
     settings: UnitSettings,
+    score: Score = "exact",
     record_statistics: bool = False,
 ) -> list[Unit]:
     """Cut the work into units that hold every (candidate, task, example) once.
@@ -60,6 +61,7 @@ def plan_units(
         examples: task name to the indices of its examples.
         split: where the examples come from.
         settings: most candidates and examples in a unit.
+        score: which one to measure of tasks with completions.
         record_statistics: whether the feature statistics are gathered.
 
     Returns:
@@ -76,6 +78,7 @@ def plan_units(
             examples=shard,
             candidates=block,
             genomes=np.array(genomes[block[0] : block[-1] + 1], dtype=np.float32),
+            score=score,
             record_statistics=record_statistics,
         )
         for task, indices in examples.items()

@@ -81,6 +81,9 @@ class GeneratedTask:
     num_questions: int
     seed: int
 
+    def num_examples(self, split: Split) -> None:
+        """As many as one likes."""
+
     def example(self, split: Split, index: int) -> Example:
         """The example at ``index``: a function of seed, kind, split and index alone."""
         rng = np.random.default_rng([self.seed, _KIND_NUMBERS[self.kind], _SPLIT_NUMBERS[split], index])

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args, overload
 
 from tasks.errors import TaskError
 from tasks.generated import MIN_TOKENS_PER_FACT, GeneratedTask
-from tasks.task import Task
+from tasks.profiles import Profile
+from tasks.suites import SuiteKind, check_task, suite_named
+from tasks.task import CompletionTask, Task
 from tasks.words import KEYS
 
 TaskKind = Literal["facts_prose", "facts_code"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskSettings:
+class GeneratedTaskSettings:
     """One generated task."""
 
     kind: TaskKind
@@ -56,8 +59,69 @@ class TaskSettings:
         return f"{self.kind}-{self.length}"
 
 
-def build_task(settings: TaskSettings) -> Task:
-    """The task that ``settings`` describe."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteTaskSettings:
+    """One task of a published suite, from staged files (``namm tasks fetch``, ``namm tasks generate``)."""
+
+    kind: SuiteKind
+    """The suite."""
+    task: str
+    """Name of the task in the suite."""
+    profile: Profile = "lm_eval"
+    """``lm_eval``: prompts, stops and scores as that library has them. ``paper``: as the published runs have them."""
+    data: str | None = None
+    """Folder that suites are staged in; None for ``$NAMM_TASKS``, or else ``~/.cache/namm/tasks``."""
+    length: int | None = None
+    """RULER's context length in tokens; None for all other suites."""
+
+    def __post_init__(self) -> None:
+        """Refuses what is not in the catalogue.
+
+        Raises:
+            TaskError: names the key, what came, what is allowed.
+        """
+        if self.profile not in get_args(Profile):
+            raise TaskError(f"profile is {self.profile!r}; known profiles are {', '.join(get_args(Profile))}")
+        check_task(suite_named(self.kind), self.task, self.length)
+
+    @property
+    def name(self) -> str:
+        """Name in tables and files."""
+        length = f"-{self.length}" if self.length else ""
+        return f"{self.kind}-{self.task}{length}"
+
+
+TaskSettings = GeneratedTaskSettings | SuiteTaskSettings
+
+
+def task_settings(values: Mapping[str, Any]) -> TaskSettings:
+    """The settings that a plain dictionary holds, as ``dataclasses.asdict`` made it.
+
+    Raises:
+        TaskError: as the settings' own checks.
+    """
+    kind = GeneratedTaskSettings if values["kind"] in get_args(TaskKind) else SuiteTaskSettings
+    return kind(**values)
+
+
+@overload
+def build_task(settings: GeneratedTaskSettings) -> Task: ...
+
+
+@overload
+def build_task(settings: TaskSettings) -> Task | CompletionTask: ...
+
+
+def build_task(settings: TaskSettings) -> Task | CompletionTask:
+    """The task that ``settings`` describe.
+
+    Raises:
+        TaskError: a published suite is not staged, or not as it was, or a package that it needs is missing.
+    """
+    if isinstance(settings, SuiteTaskSettings):
+        from tasks.lm_eval_adapter import suite_task
+
+        return suite_task(settings.name, **asdict(settings))
     return GeneratedTask(
         name=settings.name,
         kind=settings.kind,

@@ -5,8 +5,8 @@ Shapes: E examples of equal length, G genomes, B = G * E rows (genome by genome)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -22,10 +22,14 @@ PREFILL_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How the gold answers fare: ``probability`` float64 ``[B, A]`` and ``is_greedy`` bool ``[B, A]`` (on the CPU)."""
+    """How the gold answers fare: all ``[B, A]``, on the CPU."""
 
     probability: Tensor
+    """float64: of the whole answer."""
     is_greedy: Tensor
+    """bool: whether greedy decoding would have produced it."""
+    mean_log_probability: Tensor
+    """float64: natural logarithm, mean over the answer's tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,39 @@ class Completions:
 
     ids: Tensor
     logits: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What the rows of a batch hold, on the CPU; without padding."""
+
+    seen: Tensor
+    """int64 ``[B]``: tokens read."""
+    held: Tensor
+    """int32 ``[B, layers, H]``: tokens in the cache."""
+    mean_bytes: Tensor
+    """float64 ``[B]``: bytes of keys and values, averaged over the tokens read."""
+    peak_bytes: Tensor
+    """int64 ``[B]``: most bytes of keys and values at any moment."""
+    state_bytes: Tensor
+    """int64 ``[B]``: bytes that the memory keeps beside them."""
+
+    @classmethod
+    def of(cls, cache: MemoryCache) -> Footprint:
+        """What a cache holds now."""
+        area, peak, seen = cache.meter.area, cache.meter.peak, cache.seen_tokens()
+        assert area is not None
+        assert peak is not None
+        return cls(seen, cache.held_tokens(), area.double() / seen, peak, cache.row_state_bytes())
+
+    def updated(self, later: Footprint, rows: Tensor) -> Footprint:
+        """With some rows (bool ``[B]``) as they are later."""
+
+        def chosen(name: str) -> Tensor:
+            new, old = getattr(later, name), getattr(self, name)
+            return torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new, old)
+
+        return Footprint(*(chosen(field.name) for field in fields(self)))
 
 
 def prefill(model: PreTrainedModel, cache: MemoryCache, ids: Tensor, tokens: int = PREFILL_TOKENS) -> Tensor:
@@ -88,6 +125,50 @@ def read_shared_start(
 
 
 @torch.inference_mode()
+def complete(
+    model: PreTrainedModel,
+    memory: Memory,
+    ids: Tensor,
+    copies: int,
+    *,
+    max_new_tokens: int,
+    has_ended: Callable[[Tensor], Tensor],
+) -> tuple[list[list[int]], Footprint]:
+    """Greedy completions of prompts under many genomes; the last token of each is not fed back (spec 1.6).
+
+    Rows that end early are decoded on with their batch, but what they hold is noted when they end: a row does not
+    depend on its batch mates.
+
+    Args:
+        model: the frozen model.
+        memory: with ``copies`` genomes, or any other memory with ``copies`` 1.
+        ids: int64 ``[E, n]``, prompts of equal length.
+        copies: G.
+        max_new_tokens: longest completion, at least 1.
+        has_ended: given the completions so far, int64 ``[B, new]``, which rows end with their last token, bool ``[B]``.
+
+    Returns:
+        The completions of B = G * E rows, the ending token included, and what their caches held in the end.
+    """
+    with memory_attached(model, memory) as cache:
+        shared = read_shared_start(model, cache, ids, memory, copies)
+        logits = prefill(model, cache, ids[:, shared:].repeat(copies, 1))
+        completions = logits.argmax(-1)[:, None]
+        ended = has_ended(completions)
+        lengths = torch.ones(len(completions), dtype=torch.int64)
+        held = Footprint.of(cache)
+        while completions.shape[1] < max_new_tokens and not bool(ended.all()):
+            logits = model(input_ids=completions[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
+            completions = torch.cat([completions, logits.argmax(-1)[:, None]], dim=1)
+            lengths += ~ended.cpu()
+            ending = ~ended & has_ended(completions)
+            if bool(ending.any()) or completions.shape[1] == max_new_tokens:
+                held = held.updated(Footprint.of(cache), ~ended.cpu())
+            ended |= ending
+    return [row[:length] for row, length in zip(completions.tolist(), lengths.tolist(), strict=True)], held
+
+
+@torch.inference_mode()
 def score_answers(
     model: PreTrainedModel,
     memory: Memory,
@@ -118,8 +199,9 @@ def score_answers(
     hits = logits.argmax(-1) == targets
     lengths = [stop - start for start, stop in spans]
     probability = torch.stack([part.sum(-1).exp() for part in log_p.split(lengths, dim=1)], dim=1)
+    mean_log = torch.stack([part.mean(-1) for part in log_p.split(lengths, dim=1)], dim=1)
     is_greedy = torch.stack([part.all(-1) for part in hits.split(lengths, dim=1)], dim=1)
-    return Answers(probability.cpu(), is_greedy.cpu()), cache
+    return Answers(probability.cpu(), is_greedy.cpu(), mean_log.cpu()), cache
 
 
 def _logits_at(model: PreTrainedModel, cache: MemoryCache, ids: Tensor, indices: Tensor) -> Tensor:

@@ -6,28 +6,30 @@ The result of a unit depends on the unit alone, never on what ran before it.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tasks.registry import TaskSettings, build_task
-from tasks.task import Example, Task
-from workers.decoding import score_answers
+from tasks.task import CompletionExample, CompletionTask, Example, Task
+from workers.decoding import Footprint, complete, score_answers
 from workers.language_model import LanguageModel, load_language_model
 from workers.memory.build import build_memory
-from workers.memory.cache import MemoryCache
 from workers.memory.memory import Memory
 from workers.memory.namm import StatisticsPass
 from workers.memory.specs import MemorySpec, NammSpec, RivalSpec
+from workers.prompts import EncodedExample, PromptEncoder, PromptSettings, Span
 from workers.settings import ModelSettings
+from workers.stopping import Stops
 from workers.unit import FeatureStatistics, ScoredUnit, Unit, join, split
 
 _logger = logging.getLogger(__name__)
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,7 @@ class EvaluatorRecipe:
 
     model: ModelSettings
     tasks: tuple[TaskSettings, ...]
+    prompts: PromptSettings = field(default_factory=PromptSettings)
     num_threads: int = 1
     """Threads of torch in this process; one, where several workers share a machine."""
 
@@ -47,56 +50,22 @@ class EvaluatorRecipe:
         """
         torch.set_num_threads(self.num_threads)
         tasks = {settings.name: build_task(settings) for settings in self.tasks}
-        return Evaluator(load_language_model(self.model), tasks)
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedExample:
-    """One example as token ids: prompt, then each question with its gold answer."""
-
-    prompt_tokens: int
-    ids: tuple[int, ...]
-    spans: tuple[Span, ...]
-    """Where each answer stands in ``ids``."""
-
-    def truncated(self, budget: int, update_every: int) -> EncodedExample:
-        """With the middle of the prompt cut out, so that as much is cached in the end as under an evicting memory.
-
-        Such a memory holds ``budget`` tokens after its last update and everything read since.
-        """
-        after_prompt = len(self.ids) - self.prompt_tokens
-        keep = max(2, budget + len(self.ids) % update_every - after_prompt)
-        if keep >= self.prompt_tokens:
-            return self
-        head, cut = (keep + 1) // 2, self.prompt_tokens - keep
-        ids = self.ids[:head] + self.ids[head + cut :]
-        return EncodedExample(keep, ids, tuple((start - cut, stop - cut) for start, stop in self.spans))
-
-
-def encode(example: Example, language_model: LanguageModel) -> EncodedExample:
-    """Token ids of an example; the pieces are encoded one by one and joined."""
-    ids = language_model.prompt_ids(example.prompt)
-    prompt_tokens = len(ids)
-    spans = []
-    for question in example.questions:
-        ids += language_model.continuation_ids(question.text)
-        answer = language_model.continuation_ids(question.answer)
-        spans.append((len(ids), len(ids) + len(answer)))
-        ids += answer
-    if len(ids) > language_model.max_tokens:
-        raise ValueError(
-            f"example {example.index} of {example.task} has {len(ids)} tokens, the model takes "
-            f"{language_model.max_tokens}: shorten the task's length"
-        )
-    return EncodedExample(prompt_tokens, tuple(ids), tuple(spans))
+        return Evaluator(load_language_model(self.model), tasks, self.prompts)
 
 
 class Evaluator:
     """Hosts a frozen model and scores units on it."""
 
-    def __init__(self, language_model: LanguageModel, tasks: dict[str, Task]) -> None:
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        tasks: Mapping[str, Task | CompletionTask],
+        prompts: PromptSettings | None = None,
+    ) -> None:
         self.language_model = language_model
         self.tasks = tasks
+        settings = prompts or PromptSettings()
+        self.prompts = PromptEncoder(language_model.tokenizer, language_model.max_tokens, settings)
         self.limits: MutableMapping[str, int] = {}
         """Most (candidate, example) pairs at once, by task, where the accelerator had no room for a whole unit."""
 
@@ -127,31 +96,74 @@ class Evaluator:
 
     def _score(self, unit: Unit) -> ScoredUnit:
         started = time.perf_counter()
-        examples = self._examples(unit)
+        examples = [self._task(unit).example(unit.split, index) for index in unit.examples]
+        encoded = [_shortened(unit.memory, self._encoded(unit, example)) for example in examples]
         memory: Memory = (
             StatisticsPass(_namm(unit.memory).settings)
             if unit.record_statistics
             else build_memory(unit.memory, unit.genomes)
         )
         result = _Rows(unit, self.language_model)
-        for columns in _groups_of_equal_shape(examples):
-            ids = torch.tensor([examples[column].ids for column in columns], device=self.language_model.model.device)
-            answers, cache = score_answers(
-                self.language_model.model, memory, ids, examples[columns[0]].spans, copies=len(unit.candidates)
-            )
-            result.fill(columns, answers.is_greedy.double().mean(1), answers.probability.mean(1), cache)
+        for columns in _groups_of_equal_shape(encoded):
+            chosen = [examples[column] for column in columns]
+            shape = encoded[columns[0]]
+            ids = torch.tensor([encoded[column].ids for column in columns], device=self.language_model.input_device)
+            if shape.spans:
+                self._answer(result, columns, chosen, memory, ids, shape.spans)
+            else:
+                self._complete(result, columns, cast("list[CompletionExample]", chosen), memory, ids)
         statistics = _statistics(memory) if isinstance(memory, StatisticsPass) else None
         return result.scored(time.perf_counter() - started, statistics)
 
-    def _examples(self, unit: Unit) -> list[EncodedExample]:
+    def _encoded(self, unit: Unit, example: Example | CompletionExample) -> EncodedExample:
+        if isinstance(example, Example):
+            return self.prompts.questions(example)
+        return self.prompts.answered(example) if unit.score == "graded" else self.prompts.prompt(example)
+
+    def _answer(
+        self,
+        result: _Rows,
+        columns: Sequence[int],
+        examples: Sequence[Example | CompletionExample],
+        memory: Memory,
+        ids: Tensor,
+        spans: Sequence[Span],
+    ) -> None:
+        """Probabilities of gold answers; of a completion by the token, because it is long and may be put otherwise."""
+        answers, cache = score_answers(self.language_model.model, memory, ids, spans, len(result.unit.candidates))
+        held = Footprint.of(cache)
+        if isinstance(examples[0], CompletionExample):
+            graded = answers.mean_log_probability[:, 0].exp()
+            result.fill(columns, torch.full_like(graded, math.nan), graded, held)
+        else:
+            result.fill(columns, answers.is_greedy.double().mean(1), answers.probability.mean(1), held)
+
+    def _complete(
+        self,
+        result: _Rows,
+        columns: Sequence[int],
+        examples: list[CompletionExample],
+        memory: Memory,
+        ids: Tensor,
+    ) -> None:
+        """The task's score of what the model says itself."""
+        task = cast(CompletionTask, self.tasks[result.unit.task])
+        first, copies = examples[0], len(result.unit.candidates)
+        stops = Stops(self.language_model, first.stop)
+        completions, held = complete(
+            self.language_model.model, memory, ids, copies, max_new_tokens=first.max_new_tokens, has_ended=stops
+        )
+        scores = [
+            task.score(example, stops.text(completion))
+            for example, completion in zip(examples * copies, completions, strict=True)
+        ]
+        exact = torch.tensor(scores, dtype=torch.float64)
+        result.fill(columns, exact, torch.full_like(exact, math.nan), held)
+
+    def _task(self, unit: Unit) -> Task | CompletionTask:
         if unit.task not in self.tasks:
             raise ValueError(f"unknown task {unit.task!r}: this worker has {', '.join(sorted(self.tasks))}")
-        task = self.tasks[unit.task]
-        encoded = [encode(task.example(unit.split, index), self.language_model) for index in unit.examples]
-        if isinstance(unit.memory, RivalSpec) and unit.memory.name == "truncation":
-            budget = unit.memory.budget[0][0]
-            return [example.truncated(budget, unit.memory.update_every) for example in encoded]
-        return encoded
+        return self.tasks[unit.task]
 
 
 class _Rows:
@@ -166,22 +178,19 @@ class _Rows:
         self.seen = np.zeros(shape, np.int32)
         self.held = np.zeros((*shape, language_model.num_layers, language_model.num_kv_heads), np.int32)
 
-    def fill(self, columns: Sequence[int], exact: torch.Tensor, graded: torch.Tensor, cache: MemoryCache) -> None:
+    def fill(self, columns: Sequence[int], exact: Tensor, graded: Tensor, held: Footprint) -> None:
         """Take in the B rows of one batch: all candidates on the examples at ``columns``."""
-        meter, seen, held = cache.meter, cache.get_seq_length(), cache.held_tokens()
-        assert meter.area is not None
-        assert meter.peak is not None
         block = (len(self.unit.candidates), len(columns))
         for target, values in (
             (self.exact, exact),
             (self.graded, graded),
-            (self.mean_bytes, meter.area.double() / seen),
-            (self.peak_bytes, meter.peak),
-            (self.state_bytes, cache.row_state_bytes()),
+            (self.seen, held.seen),
+            (self.held, held.held),
+            (self.mean_bytes, held.mean_bytes),
+            (self.peak_bytes, held.peak_bytes),
+            (self.state_bytes, held.state_bytes),
         ):
-            target[:, columns] = values.cpu().numpy().reshape(block)
-        self.seen[:, columns] = seen
-        self.held[:, columns] = held.numpy().reshape(*block, *held.shape[1:])
+            target[:, columns] = values.numpy().reshape(*block, *values.shape[1:])
 
     def scored(self, seconds: float, statistics: FeatureStatistics | None) -> ScoredUnit:
         """The finished unit."""
@@ -205,6 +214,13 @@ def _groups_of_equal_shape(examples: Sequence[EncodedExample]) -> list[list[int]
     for column, example in enumerate(examples):
         groups.setdefault((len(example.ids), example.spans), []).append(column)
     return list(groups.values())
+
+
+def _shortened(memory: MemorySpec, example: EncodedExample) -> EncodedExample:
+    """What the rival ``truncation`` reads of an example; every memory else reads all of it."""
+    if isinstance(memory, RivalSpec) and memory.name == "truncation":
+        return example.truncated(memory.budget[0][0], memory.update_every)
+    return example
 
 
 def _namm(spec: MemorySpec) -> NammSpec:

@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from workers.errors import ModelError
+from workers.memory.support import input_device
+from workers.placement import placement, require_no_offload
 from workers.settings import ModelSettings
 
 SMALL_LLAMA = "small-llama"
@@ -28,6 +30,11 @@ class LanguageModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def input_device(self) -> torch.device:
+        """Where token ids are to be put."""
+        return input_device(self.model)
 
     @property
     def num_layers(self) -> int:
@@ -43,7 +50,7 @@ class LanguageModel:
     @property
     def max_tokens(self) -> int:
         """Longest sequence that the model was made for."""
-        return int(self.model.config.get_text_config(decoder=True).max_position_embeddings)
+        return _max_tokens(self.model.config)
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of a prompt, special tokens (beginning of sequence) included."""
@@ -86,21 +93,11 @@ def load_language_model(settings: ModelSettings) -> LanguageModel:
     Raises:
         ModelError: for anything that the user can mend.
     """
-    folder = model_folder(settings.path_or_id)
-    if folder is None and settings.revision is None:
-        raise ModelError(
-            f"model.revision: pin the commit of hub model {settings.path_or_id!r}, so that the run can be repeated"
-        )
-    device = _device(settings.device)
-    source = str(folder) if folder else settings.path_or_id
-    common = {
-        "revision": None if folder else settings.revision,
-        "local_files_only": folder is not None or bool(os.environ.get("HF_HUB_OFFLINE")),
-        "trust_remote_code": settings.trust_remote_code,
-    }
-    with said_in_one_line(f"cannot load {settings.path_or_id!r}"):
-        config = AutoConfig.from_pretrained(source, **common)
-    _rescale_rope(config.get_text_config(decoder=True), settings)
+    source, common = _source(settings)
+    arguments = placement(settings)
+    config = _rescaled_config(settings)
+    if settings.quantization and getattr(config, "quantization_config", None):
+        raise ModelError(f"model.quantization: {settings.path_or_id!r} is quantized already: remove the setting")
     with said_in_one_line(f"cannot load {settings.path_or_id!r}"), _without_progress_bars():
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
@@ -108,6 +105,7 @@ def load_language_model(settings: ModelSettings) -> LanguageModel:
             dtype=getattr(torch, settings.dtype),
             use_safetensors=True,
             output_loading_info=True,
+            **arguments,
             **common,
         )
     if missing := sorted(report["missing_keys"]):  # transformers has made random ones up, with a mere warning
@@ -115,9 +113,48 @@ def load_language_model(settings: ModelSettings) -> LanguageModel:
             f"model.path_or_id: cannot load {settings.path_or_id!r}: {len(missing)} of its weights are in no file, "
             f"{missing[0]} the first of them: fetch the model again"
         )
+    require_no_offload(model, settings)
+    if not arguments:  # else it is where it belongs, and must not be moved
+        model.to(settings.device)
+    return LanguageModel(model.eval().requires_grad_(False), load_tokenizer(settings)[0])
+
+
+def load_tokenizer(settings: ModelSettings) -> tuple[PreTrainedTokenizerBase, int]:
+    """A model's tokenizer, and the longest text that the model reads; its weights are not touched.
+
+    Raises:
+        ModelError: for anything that the user can mend.
+    """
+    source, common = _source(settings)
     with said_in_one_line(f"cannot load the tokenizer of {settings.path_or_id!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
-    return LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **common)
+    return tokenizer, _max_tokens(_rescaled_config(settings))
+
+
+def _source(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
+    """What transformers is to load from, and the arguments that say which version, and what it may do for that."""
+    folder = model_folder(settings.path_or_id)
+    if folder is None and settings.revision is None:
+        raise ModelError(
+            f"model.revision: pin the commit of hub model {settings.path_or_id!r}, so that the run can be repeated"
+        )
+    return str(folder) if folder else settings.path_or_id, {
+        "revision": None if folder else settings.revision,
+        "local_files_only": folder is not None or bool(os.environ.get("HF_HUB_OFFLINE")),
+        "trust_remote_code": settings.trust_remote_code,
+    }
+
+
+def _rescaled_config(settings: ModelSettings) -> Any:
+    source, common = _source(settings)
+    with said_in_one_line(f"cannot load {settings.path_or_id!r}"):
+        config = AutoConfig.from_pretrained(source, **common)
+    _rescale_rope(config.get_text_config(decoder=True), settings)
+    return config
+
+
+def _max_tokens(config: Any) -> int:
+    return int(config.get_text_config(decoder=True).max_position_embeddings)
 
 
 @contextmanager
@@ -140,16 +177,6 @@ def _without_progress_bars() -> Iterator[None]:
     finally:
         if were_shown:
             transformers_logging.enable_progress_bar()
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # fails on `meta` too, where a model would have no weights
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ModelError(f"model.device: {name!r} cannot be used here ({first_line}): try 'cpu'") from error
-    return device
 
 
 def _rescale_rope(text_config: Any, settings: ModelSettings) -> None:

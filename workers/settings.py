@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+SPREAD = ("auto", "balanced")
+"""Values of ``model.device`` that spread one model over all devices of a worker."""
+
+_SIZE = re.compile(r"[1-9]\d*(KiB|MiB|GiB|KB|MB|GB)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +22,14 @@ class ModelSettings:
     dtype: str = "float32"
     """``float32``, ``bfloat16`` or ``float16``."""
     device: str = "cpu"
-    """``cpu``, ``cuda``, ``cuda:1``, …"""
+    """``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` (or ``balanced``, the same) spreads the layers evenly over all
+    accelerators that the worker sees, and needs the extra ``large``."""
+    max_memory: dict[str, str] | None = None
+    """With ``auto``: most bytes of weights by device, as in ``{0: 60GiB, 1: 60GiB, cpu: 200GiB}``; what finds no room
+    is read from the model's files at every step. None fills the accelerators as they are, and refuses to offload."""
+    quantization: str | None = None
+    """``int8`` or ``int4``: weights of the linear layers in 8 or 4 bits, by the extra ``quantized``; None leaves them
+    alone. Computing, and the cache, are in ``dtype``."""
     trust_remote_code: bool = False
     """Whether code from the model's repository may run."""
     rope_ntk_factor: float | None = None
@@ -27,5 +40,27 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"model.dtype must be float32, bfloat16 or float16: got {self.dtype!r}")
+        if self.quantization not in (None, "int8", "int4"):
+            raise ValueError(f"model.quantization must be int8, int4 or null: got {self.quantization!r}")
+        self._check_max_memory()
         if self.rope_ntk_factor is not None and self.rope_ntk_factor <= 1:
             raise ValueError(f"model.rope_ntk_factor must be above 1 or null: got {self.rope_ntk_factor}")
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether the layers may lie on several devices."""
+        return self.device in SPREAD
+
+    def _check_max_memory(self) -> None:
+        if self.max_memory is None:
+            return
+        if not self.is_spread:
+            raise ValueError(f"model.max_memory needs model.device auto, which spreads the model: got {self.device!r}")
+        if not self.max_memory:
+            raise ValueError("model.max_memory must name devices, or be null: got no device")
+        for device, size in self.max_memory.items():
+            if not (device.isdecimal() or device == "cpu") or not _SIZE.fullmatch(size):
+                raise ValueError(
+                    "model.max_memory must give accelerators by number, and cpu, sizes such as 60GiB: got "
+                    f"{device}: {size!r}"
+                )

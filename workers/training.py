@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from tasks.registry import TaskKind, TaskSettings, build_task
+from tasks.registry import GeneratedTaskSettings, TaskKind, build_task
 from tasks.task import Example
 from tasks.words import BOS, EOS, PAD, VOCABULARY, split_text
 from workers.curriculum import LEVELS, Batch, Curriculum, draw_batch
@@ -201,7 +201,7 @@ def measure(model: LlamaForCausalLM, num_examples: int) -> list[Measurement]:
 def _measure_case(
     model: LlamaForCausalLM, kind: TaskKind, length: int, num_facts: int, num_examples: int
 ) -> Measurement:
-    task = build_task(TaskSettings(kind=kind, length=length, num_facts=num_facts))
+    task = build_task(GeneratedTaskSettings(kind=kind, length=length, num_facts=num_facts))
     examples = [task.example("heldout", index) for index in range(num_examples)]
     return Measurement(kind, length, num_facts, num_examples, exact_match(model, examples))
 

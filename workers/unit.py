@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from tasks.task import Split
 from workers.memory.specs import MemorySpec, for_candidates
+
+Score = Literal["graded", "exact"]
+"""``graded``: probability of the gold answers. ``exact``: share of answers that are right, or the task's own score."""
 
 FULL_CACHE_PASS = -1
 """The generation number of the pass that scores the full cache on the whole pool before generation 0."""
@@ -40,6 +43,8 @@ class Unit:
     """Index of each candidate in its population; ``(0,)`` for a memory without genomes."""
     genomes: npt.NDArray[np.float32] = field(repr=False)
     """``[candidates, genome]``; ``[1, 0]`` for a memory without genomes."""
+    score: Score = "exact"
+    """Of a task with completions, which of the two is measured: each needs a pass of its own."""
     record_statistics: bool = False
     """Whether the feature statistics of the unit are gathered (the full-cache pass)."""
 
@@ -91,9 +96,12 @@ class ScoredUnit:
     candidate: npt.NDArray[np.int32]
     example: npt.NDArray[np.int32]
     exact: npt.NDArray[np.float64]
-    """Share of the example's questions answered exactly, 0 to 1."""
+    """Share of the example's questions answered exactly, or the task's score of the completion: 0 to 1."""
     graded: npt.NDArray[np.float64]
-    """Mean probability of the gold answers, 0 to 1."""
+    """Mean probability of the gold answers, 0 to 1; of a completion by the token (geometric mean).
+
+    Of a task with completions only one of the two is measured, the other is NaN.
+    """
     seen_tokens: npt.NDArray[np.int32]
     """Tokens that the model has read by the end of the example."""
     held_tokens: npt.NDArray[np.int32]

@@ -1,212 +1,289 @@
-"""What ``namm evaluate`` does: a saved memory beside its rivals, or one rival alone, on held-out examples."""
+"""What ``namm evaluate`` does: memories beside their rivals, or rivals alone, on any tasks and any model."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import hashlib
+import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import get_args
-
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path, PurePath
+from typing import Any
 
 from orchestrator import evaluation
-from orchestrator.config import RunConfig, config_from_dict, load_config
+from orchestrator.commands.contenders import Contender, contender_named, evaluate_rival
+from orchestrator.config import RunConfig, config_from_dict, config_to_dict, load_config
 from orchestrator.errors import InputError
-from orchestrator.evaluation import FULL, EvaluationPlan, Result, ScoreUnits
-from orchestrator.evolution import Progress
-from orchestrator.files import make_folder, write_json_atomic
+from orchestrator.evaluation import EvaluationPlan, Result, ScoreUnits
+from orchestrator.evolution import Progress, score_units
+from orchestrator.files import make_folder, read_json, write_atomic, write_json_atomic
 from orchestrator.fleet import Fleet, fleet_for
 from orchestrator.journal import has_run, read_journal
 from orchestrator.progress import Report, reporting
-from orchestrator.report import HEADINGS, printed_rows, tabulate
-from orchestrator.run import CHAMPION, evaluation_plan, evaluation_tasks, worker_recipe
-from orchestrator.storage import folder_at, local_copy
-from orchestrator.terminal import Answer, grid
-from orchestrator.units import plan_units
+from orchestrator.readiness import available, require_room
+from orchestrator.report import TableRow, printed, tabulate
+from orchestrator.run import evaluation_plan, evaluation_tasks, table_lengths, worker_recipe
+from orchestrator.store import Store
+from orchestrator.table_files import WRITERS, comma_separated, encoded, markdown
+from orchestrator.terminal import Answer
+from orchestrator.tracking import Tracker, check_tracking
+from tasks.task import Split
 from workers.language_model import model_folder
 from workers.memory.pretrained import PretrainedMemory
-from workers.memory.specs import RivalName, RivalSpec
 from workers.unit import ScoredUnit, Unit
 
 DEFAULT_PRESET = "small"
 DEFAULT_KEPT_RATIO = 0.25
-RIVALS: tuple[RivalName, ...] = get_args(RivalName)
+SETTINGS, DOCUMENT = "evaluation-settings.json", "evaluation.json"
+KEPT_FORMATS = (".md", ".csv", ".parquet")
+"""Forms of the table that a folder gets besides the document."""
 
-Contender = PretrainedMemory | RivalName
+FORMATS: Mapping[str, Callable[[Sequence[TableRow]], Any]] = {
+    "table": printed,
+    "markdown": lambda rows: markdown(rows).rstrip("\n"),
+    "csv": lambda rows: comma_separated(rows).rstrip("\n"),
+}
+"""What is printed, by the value of ``--format``."""
 
 
-def evaluate(
-    what: str,
-    *,
-    preset: str | None,
-    overrides: Sequence[str],
-    kept_ratio: float | None,
-    output: Path | None,
-    quiet: bool,
-) -> Answer:
-    """Score a memory, or one rival, and the full cache.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is to be evaluated, and what becomes of it."""
 
-    Args:
-        what: folder of a saved memory, a run folder (its champion), or a rival's name.
-        preset: whose tasks, model and cluster to use; None for the run's own, or ``small``.
-        overrides: texts like ``evaluation.lengths=[256,512]``.
-        kept_ratio: what is to be held in the end, of the tokens seen: by a rival alone (None for a quarter), or by a
-            memory, whose dial is turned for each length on training examples (None leaves it as it is).
-        output: JSON file to write as well.
-        quiet: show no progress.
+    what: tuple[str, ...]
+    """Folders of saved memories, run folders (their champions), and names of rivals."""
+    preset: str | None = None
+    """Whose model, tasks and cluster to use; None for the run's own, or ``small``."""
+    overrides: tuple[str, ...] = ()
+    """Texts like ``evaluation.lengths=[256,512]``."""
+    kept_ratio: float | None = None
+    """What is to be held in the end, of the tokens seen: by rivals alone (None for a quarter), or by memories, whose
+    dials are turned for each length on training examples (None leaves them as they are)."""
+    split: Split = "heldout"
+    """Which examples are asked."""
+    folder: Path | None = None
+    """Where every scored unit is kept, so that an interrupted evaluation goes on, and MLflow is told of the result."""
+    output: Path | None = None
+    """A file to write the table to."""
+    form: str = "table"
+    """One of ``FORMATS``."""
+    quiet: bool = False
+    """Whether no progress is shown."""
+
+
+def evaluate(request: Request) -> Answer:
+    """Score memories, rivals and the full cache.
 
     Raises:
         NammError: the user can mend it.
-        MemoryFileError: the memory cannot be read.
+        MemoryFileError: a memory cannot be read.
         ModelError: there is no such model.
+        TaskError: a suite is not staged, or its files are not as they should be.
+        PromptError: a prompt does not fit into the model's window.
     """
-    contender = find_contender(what)
-    config = _settings(what, preset, overrides)
+    contenders = _contenders(request.what)
+    config = _settings(request)
     model_folder(config.model.path_or_id)
-    if output is not None:
-        _require_writable(output)
-    with fleet_for(worker_recipe(config), config.cluster) as fleet, reporting(0, sys.stderr, quiet=quiet) as report:
-        score = score_on(fleet, report)
-        plan, lengths = evaluation_plan(config), {task.name: task.length for task in evaluation_tasks(config)}
+    plan = _plan(config, request.split)
+    require_room(
+        config.model,
+        config.prompts,
+        evaluation_tasks(config),
+        {task: {request.split: examples} for task, examples in plan.examples.items()},
+    )
+    if request.output is not None:
+        _require_writable(request.output)
+    if request.folder is not None:
+        _require_same_evaluation(request.folder, _identity(request, config, contenders))
+    with ExitStack() as stack:
+        tracker = stack.enter_context(_tracker(request, config)) if request.folder else None
+        fleet = stack.enter_context(fleet_for(worker_recipe(config), config.cluster))
+        report = stack.enter_context(reporting(0, sys.stderr, quiet=request.quiet))
+        store = Store(request.folder) if request.folder else None
+        score = score_on(fleet, report, store)
+        results, thresholds = _evaluated(contenders, config, plan, request.kept_ratio, score)
+        if store is not None:
+            store.commit_units(plan.generation)
+        table = tabulate(results, table_lengths(config))
+        document = {
+            "what": list(request.what),
+            "model": config.model.path_or_id,
+            "split": request.split,
+            "table": [row.document() | {"seconds": row.seconds} for row in table],
+            "results": [result.document() for result in results],
+            "thresholds": thresholds,
+        }
+        _write(request, document, table)
+        if tracker is not None and request.folder is not None:
+            _show(tracker, table, request.folder)
+    return Answer(document, [FORMATS[request.form](table)])
+
+
+# --- what is evaluated ------------------------------------------------------------------------------------------------
+
+
+def _evaluated(
+    contenders: Mapping[str, Contender],
+    config: RunConfig,
+    plan: EvaluationPlan,
+    kept_ratio: float | None,
+    score: ScoreUnits,
+) -> tuple[list[Result], dict[str, dict[str, Any]]]:
+    """Results of all contenders, the full cache once; and where the dials of the memories stood, by task."""
+    results: dict[tuple[str, str], Result] = {}
+    thresholds: dict[str, dict[str, Any]] = {}
+    lengths = table_lengths(config)
+    for name, contender in contenders.items():
         if isinstance(contender, PretrainedMemory):
-            settings = _dial_settings(contender, kept_ratio, plan, lengths, score)
-            results = [result for part, memory in settings for result in evaluation.evaluate(memory, part, score)]
+            for part, memory in _at_ratio(name, contender, kept_ratio, plan, lengths, score):
+                found = evaluation.evaluate(memory, part, score, name=name)
+                thresholds.setdefault(name, {}).update(dict.fromkeys(part.tasks, memory.spec.threshold))
+                results |= {(result.name, result.task): result for result in found}
         else:
-            every, ratio = config.memory.update_every, DEFAULT_KEPT_RATIO if kept_ratio is None else kept_ratio
-            settings, results = [], evaluate_rival(contender, ratio, every, plan, score)
-    table = tabulate(results, lengths)
-    document = {
-        "what": what,
-        "model": config.model.path_or_id,
-        "table": [dataclasses.asdict(row) for row in table],
-        "results": [result.document() for result in results],
-        "thresholds": {lengths[part.tasks[0]]: memory.spec.threshold for part, memory in settings},
-    }
-    if output is not None:
-        write_json_atomic(output, document)
-    return Answer(document, [grid(HEADINGS, printed_rows(table), left=2)])
+            ratio = DEFAULT_KEPT_RATIO if kept_ratio is None else kept_ratio
+            found = evaluate_rival(contender, ratio, config.memory.update_every, plan, score)
+            results |= {(result.name, result.task): result for result in found}
+    return list(results.values()), thresholds
 
 
-def _dial_settings(
+def _at_ratio(
+    name: str,
     memory: PretrainedMemory,
     kept_ratio: float | None,
     plan: EvaluationPlan,
-    lengths: Mapping[str, int],
+    lengths: Mapping[str, int | None],
     score: ScoreUnits,
 ) -> list[tuple[EvaluationPlan, PretrainedMemory]]:
-    """A plan for each length, with the memory to score on it; at ``kept_ratio`` if that is given."""
-    parts = [
-        dataclasses.replace(plan, tasks=tuple(task for task in plan.tasks if lengths[task] == length))
-        for length in sorted(set(lengths.values()))
-    ]
+    """The memory and the plan; with ``kept_ratio``, the memory as it is to be for each length, or task of a suite."""
     if kept_ratio is None:
-        return [(part, memory) for part in parts]
-    return [(part, evaluation.turn_dial(memory, kept_ratio, part, score)) for part in parts]
+        return [(plan, memory)]
+    groups: dict[str | int, dict[str, tuple[int, ...]]] = {}
+    for task, examples in plan.examples.items():
+        groups.setdefault(lengths[task] or task, {})[task] = examples
+    parts = [dataclasses.replace(plan, examples=examples) for examples in groups.values()]
+    return [(part, evaluation.turn_dial(memory, kept_ratio, part, score, name)) for part in parts]
 
 
-def find_contender(what: str) -> Contender:
-    """The saved memory in a folder, the champion of a run folder, or a rival by its name.
-
-    Raises:
-        InputError: it is none of them, or the run has no champion yet.
-        MemoryFileError: the memory cannot be read.
-    """
-    for name in RIVALS:
-        if what == name:
-            return name
-    folder = folder_at(what)
-    if not folder.exists():
-        raise InputError(
-            f"there is nothing to evaluate at {what!r}: name the folder of a saved memory, a run folder, "
-            f"or one of {', '.join(RIVALS)}"
-        )
-    if has_run(folder):
-        if not folder.exists(CHAMPION):
-            raise InputError(
-                f"the run in {folder} has no champion yet, because it has not reached its last generation: "
-                f"go on with namm resume {folder}"
-            )
-        folder = folder.within(CHAMPION)
-    with local_copy(folder) as path:
-        return PretrainedMemory.from_pretrained(path)
+def _contenders(what: Sequence[str]) -> dict[str, Contender]:
+    """Contenders by their names in tables: a lone memory is ``namm``, several are called after their folders."""
+    found = {place: contender_named(place) for place in what}
+    memories = [place for place, contender in found.items() if isinstance(contender, PretrainedMemory)]
+    if len(memories) <= 1:
+        names = dict.fromkeys(memories, evaluation.MEMORY)
+    else:
+        names = {place: _label(place) for place in memories}
+    if len(set(names.values())) < len(memories):
+        raise InputError(f"two memories would both be called {_label(memories[0])}: give their folders other names")
+    return {names.get(place, place): contender for place, contender in found.items()}
 
 
-def evaluate_rival(
-    name: RivalName, kept_ratio: float, update_every: int, plan: EvaluationPlan, score: ScoreUnits
-) -> list[Result]:
-    """Score the full cache, then a rival that may hold the same number of tokens in every head.
+def _label(place: str) -> str:
+    parts = [part for part in PurePath(place).parts if part != "champion"]
+    return re.sub("[^A-Za-z0-9_-]+", "-", parts[-1] if parts else place)
+
+
+def _settings(request: Request) -> RunConfig:
+    runs = [place for place in request.what if place not in evaluation.RIVALS and has_run(place)]
+    if request.preset is None and runs:
+        return config_from_dict(read_journal(runs[0]).attempts[-1].config, request.overrides)
+    return load_config(request.preset or DEFAULT_PRESET, request.overrides)
+
+
+def _plan(config: RunConfig, split: Split) -> EvaluationPlan:
+    examples = available(evaluation_tasks(config), split, config.examples.heldout)
+    return dataclasses.replace(evaluation_plan(config), examples=examples, split=split)
+
+
+# --- scoring ----------------------------------------------------------------------------------------------------------
+
+
+def score_on(fleet: Fleet, report: Report, store: Store | None = None) -> ScoreUnits:
+    """Scores units on ``fleet`` and returns them in the order given; each is scored once.
 
     Args:
-        name: of the rival; ``full`` scores the full cache alone.
-        kept_ratio: tokens that the rival holds at the end of an example / tokens seen.
-        update_every: tokens between two evictions.
-        plan: what to evaluate on.
-        score: on whatever fleet.
+        fleet: the workers.
+        report: told after every unit.
+        store: keeps what was scored, for a command that goes on later; None keeps it in this process.
     """
-    full = _by_task(score(_plan(plan, FULL, RivalSpec(name="full", update_every=update_every), plan.tasks)))
-    seen = {task: int(scored[0].seen_tokens.max()) for task, scored in full.items()}
-    results = [evaluation.summarise(FULL, task, scored, seen[task]) for task, scored in full.items()]
-    if name == "full":
-        return results
-    units = [
-        unit
-        for task, scored in full.items()
-        for unit in _plan(plan, name, _rival(name, kept_ratio, update_every, scored[0], plan.seed), (task,))
-    ]
-    rival = _by_task(score(units))
-    return results + [evaluation.summarise(name, task, scored, seen[task]) for task, scored in rival.items()]
-
-
-def score_on(fleet: Fleet, report: Report) -> ScoreUnits:
-    """Scores units on ``fleet`` and returns them in the order given."""
+    known: dict[str, ScoredUnit] = {}
 
     def score(units: Sequence[Unit]) -> list[ScoredUnit]:
-        results: dict[str, ScoredUnit] = {}
-        for scored in fleet.score(units):
-            results[scored.key] = scored
-            report(Progress(generation=scored.generation, units_done=len(results), units_total=len(units)))
-        return [results[unit.key] for unit in units]
+        if store is not None:
+            return score_units(fleet, store, report, units)
+        missing = [unit for unit in units if unit.key not in known]
+        for done, scored in enumerate(fleet.score(missing), len(units) - len(missing) + 1):
+            known[scored.key] = scored
+            report(Progress(generation=scored.generation, units_done=done, units_total=len(units)))
+        return [known[unit.key] for unit in units]
 
     return score
 
 
-def _settings(what: str, preset: str | None, overrides: Sequence[str]) -> RunConfig:
-    if preset is None and what not in RIVALS and has_run(what):
-        return config_from_dict(read_journal(what).attempts[-1].config, overrides)
-    return load_config(preset or DEFAULT_PRESET, overrides)
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def _identity(request: Request, config: RunConfig, contenders: Mapping[str, Contender]) -> dict[str, Any]:
+    """All that decides the scores."""
+    settings = config_to_dict(config)
+    keys = ("model", "prompts", "tasks", "examples", "evaluation", "seed")
+    told = {
+        name: contender
+        if isinstance(contender, str)
+        else hashlib.sha256(contender.genome.tobytes() + repr(contender.spec).encode()).hexdigest()
+        for name, contender in contenders.items()
+    }
+    identity = {key: settings[key] for key in keys} | {"score": settings["fitness"]["score"], "contenders": told}
+    identity |= {"kept_ratio": request.kept_ratio, "split": request.split}
+    plain: dict[str, Any] = json.loads(json.dumps(identity))
+    return plain
+
+
+def _require_same_evaluation(folder: Path, identity: Mapping[str, Any]) -> None:
+    former = read_json(folder / SETTINGS)
+    if former is None:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"--folder {folder} holds something else: choose an empty or a new folder")
+        write_json_atomic(folder / SETTINGS, identity)
+    elif former != identity:
+        changed = ", ".join(key for key in identity if former.get(key) != identity[key])
+        raise InputError(
+            f"--folder {folder} holds an evaluation with other settings ({changed}): choose another folder"
+        )
 
 
 def _require_writable(output: Path) -> None:
     """Found out now, not when the results are there."""
     if output.is_dir():
         raise InputError(f"--output {output} is a folder: name a file")
+    if output.suffix not in WRITERS:
+        raise InputError(f"--output {output}: its name must end in one of {', '.join(WRITERS)}")
     make_folder(output.parent)
 
 
-def _rival(name: RivalName, kept_ratio: float, update_every: int, full: ScoredUnit, seed: int) -> RivalSpec:
-    """What was read since the last update everybody holds, so the budget after it is less by so much."""
-    seen, (layers, heads) = int(full.seen_tokens.max()), full.held_tokens.shape[1:]
-    tokens = max(1, math.ceil(kept_ratio * seen) - seen % update_every)
-    budget = tuple(map(tuple, np.full((layers, heads), tokens).tolist()))
-    return RivalSpec(name=name, update_every=update_every, budget=budget, seed=seed)
+def _write(request: Request, document: Mapping[str, Any], table: Sequence[TableRow]) -> None:
+    if request.output is not None:
+        write_atomic(request.output, encoded(request.output, document, table))
+    if request.folder is not None:
+        for suffix in KEPT_FORMATS:
+            path = request.folder / f"table{suffix}"
+            write_atomic(path, encoded(path, document, table))
+        write_json_atomic(request.folder / DOCUMENT, document)
 
 
-def _plan(plan: EvaluationPlan, name: str, memory: RivalSpec, tasks: Sequence[str]) -> list[Unit]:
-    return plan_units(
-        generation=plan.generation,
-        memory_name=name,
-        memory=memory,
-        genomes=np.zeros((1, 0), np.float32),
-        examples=dict.fromkeys(tasks, plan.examples),
-        split="heldout",
-        settings=plan.units,
-    )
+def _tracker(request: Request, config: RunConfig) -> Tracker:
+    assert request.folder is not None
+    check_tracking(config.tracking)
+    params = {"model": config.model.path_or_id, "split": request.split, "what": " ".join(request.what)}
+    return Tracker(config.tracking, request.folder.resolve().name, request.folder, params, {"kind": "evaluation"})
 
 
-def _by_task(scored: Sequence[ScoredUnit]) -> dict[str, list[ScoredUnit]]:
-    tasks: dict[str, list[ScoredUnit]] = {}
-    for unit in scored:
-        tasks.setdefault(unit.task, []).append(unit)
-    return tasks
+def _show(tracker: Tracker, table: Sequence[TableRow], folder: Path) -> None:
+    """Each row's figures as metrics ``task/memory/figure``, and the files."""
+    stamp = (folder / DOCUMENT).stat().st_mtime_ns // 1_000_000
+    for row in table:
+        group = f"{row.task or f'generated-{row.length}'}/{row.name}"
+        tracker.log_metrics(0, {f"{group}/ratio": row.ratio, f"{group}/kept_ratio": row.kept_ratio}, stamp)
+    for name in (DOCUMENT, *(f"table{suffix}" for suffix in KEPT_FORMATS)):
+        tracker.log_artifact(folder / name)

@@ -10,10 +10,10 @@ from orchestrator.config import RunConfig, TrackingSettings, config_from_dict, l
 from orchestrator.errors import DrainedError
 from orchestrator.journal import has_run, read_journal
 from orchestrator.progress import reporting
-from orchestrator.report import HEADINGS, TableRow, printed_rows
+from orchestrator.report import TableRow, printed
 from orchestrator.run import CHAMPION, SUMMARY, run
 from orchestrator.storage import Folder, folder_at
-from orchestrator.terminal import Answer, facts, grid, installed_command
+from orchestrator.terminal import Answer, facts, installed_command
 from orchestrator.tracking_server import tracking_uri, without_credentials
 
 
@@ -67,7 +67,7 @@ def _carry_out(config: RunConfig, folder: Folder, *, quiet: bool, takeover: bool
         "champion": folder.place(CHAMPION),
         "summary": folder.place(SUMMARY),
     }
-    table = grid(HEADINGS, printed_rows([TableRow(**row) for row in summary["table"]]), left=2)
+    table = printed([TableRow.of(row) for row in summary["table"]])
     pairs = [
         ("population_hash", summary["population_hash"]),
         *((name.replace("_", " "), place) for name, place in places.items()),

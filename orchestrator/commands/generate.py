@@ -24,6 +24,7 @@ from workers.memory.attention import memory_attached
 from workers.memory.cache import MemoryCache, MemoryLayer
 from workers.memory.memory import KeepAll, Memory
 from workers.memory.pretrained import PretrainedMemory
+from workers.memory.support import input_device
 from workers.settings import ModelSettings
 
 FULL = "full"
@@ -150,7 +151,7 @@ def complete(language_model: LanguageModel, memory: Memory, prompt: str, max_new
         )
     model, stops = language_model.model, stop_ids(language_model)
     with memory_attached(model, memory) as cache:
-        batch = torch.tensor([ids], device=model.device)
+        batch = torch.tensor([ids], device=input_device(model))
         decoded = decode_greedily(model, cache, batch, max_new_tokens=max_new_tokens, stop_ids=stops).ids[0].tolist()
     said = decoded[:-1] if decoded[-1] in stops else decoded
     held = cache.held_tokens()[0]

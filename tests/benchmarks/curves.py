@@ -1,4 +1,8 @@
-"""Curves as one SVG, written by hand: a picture for a README needs no plotting library. Readable on light and dark."""
+"""Curves as one SVG, written by hand: a picture for a README needs no plotting library.
+
+Its grey is readable on white and on black: which of the two a page is, a picture inside it cannot ask (a style sheet's
+``prefers-color-scheme`` tells the reader's system, not the page).
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,8 @@ COLOURS = ("#d1495b", "#2a7fb8", "#3c9d5d", "#8e6bbf", "#c98a1b", "#3aa6a0", "#b
 TICKS_X = (0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 TICKS_Y = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 STYLE = (
-    "text{font:13px system-ui,sans-serif;fill:#444}.title{font-size:15px;font-weight:600}"
+    "text{font:13px system-ui,sans-serif;fill:#767676}.title{font-size:15px;font-weight:600}"
     ".grid{stroke:#8886;stroke-width:.6}.line{fill:none;stroke-width:1.4}.first{stroke-width:3}"
-    "@media(prefers-color-scheme:dark){text{fill:#ccc}}"
 )
 
 

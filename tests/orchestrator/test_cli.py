@@ -24,7 +24,8 @@ OPTIONS = {
     "submit": SHARED | {"--run", "--address", "--follow", "--no-follow", "--submission-id", "--takeover"},
     "status": SHARED | {"--watch"},
     "evaluate": SHARED
-    | {"--preset", "--config", "--lengths", "--examples", "--rivals", "--kept-ratio", "--output", "--quiet"},
+    | {"--preset", "--config", "--model", "--tasks", "--data", "--profile", "--split", "--lengths", "--examples"}
+    | {"--rivals", "--score", "--kept-ratio", "--folder", "--output", "--format", "--quiet"},
     "generate": SHARED | {"--model", "--device", "--dtype", "--prompt", "--max-new-tokens", "--show"},
     "inspect": SHARED,
     "track": SHARED | {"--uri", "--experiment"},

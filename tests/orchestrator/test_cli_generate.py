@@ -9,14 +9,14 @@ import torch
 
 from orchestrator.cli import main
 from orchestrator.commands.generate import Piece, complete, mark_plainly, style_of
-from tasks.registry import TaskSettings, build_task
+from tasks.registry import GeneratedTaskSettings, build_task
 from workers.language_model import load_language_model
 from workers.memory.heuristics import Recent
 from workers.memory.memory import KeepAll
 from workers.memory.specs import RivalSpec
 from workers.settings import ModelSettings
 
-EXAMPLE = build_task(TaskSettings(kind="facts_prose")).example("heldout", 0)
+EXAMPLE = build_task(GeneratedTaskSettings(kind="facts_prose")).example("heldout", 0)
 PROMPT = EXAMPLE.prompt + EXAMPLE.questions[0].text
 ANSWER = EXAMPLE.questions[0].answer
 

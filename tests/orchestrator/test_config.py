@@ -22,7 +22,7 @@ from orchestrator.config import (
     load_config,
 )
 from orchestrator.errors import ConfigError
-from tasks.registry import TaskSettings
+from tasks.registry import GeneratedTaskSettings
 from workers.memory.specs import NammSettings
 from workers.settings import ModelSettings
 
@@ -34,7 +34,7 @@ def toy_config(**changes):
     settings = {
         "model": ModelSettings(path_or_id="small-llama"),
         "memory": NammSettings(update_every=64),
-        "tasks": (TaskSettings(kind="facts_prose"),),
+        "tasks": (GeneratedTaskSettings(kind="facts_prose"),),
         "examples": ExampleSettings(pool=8, per_generation=2, heldout=2),
         "search": SearchSettings(population=4, generations=3),
         "units": UnitSettings(candidates_per_unit=4, examples_per_unit=1),
@@ -88,7 +88,7 @@ def test_extends_takes_a_path_relative_to_the_file_and_replaces_lists_whole(tmp_
     child = write(tmp_path / "mine", "child.yaml", "extends: ../base.yaml\ntasks: [{kind: facts_code}]")
     config = load_config(child)
     assert (config.search.population, config.search.generations) == (8, load_config("small").search.generations)
-    assert config.tasks == (TaskSettings(kind="facts_code"),)
+    assert config.tasks == (GeneratedTaskSettings(kind="facts_code"),)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,10 @@ def test_the_hash_and_the_differences_name_what_decides_the_trajectory(override)
 
 
 def test_a_task_more_is_a_difference_by_its_position():
-    one, two = toy_config(), toy_config(tasks=(TaskSettings(kind="facts_prose"), TaskSettings(kind="facts_code")))
+    one, two = (
+        toy_config(),
+        toy_config(tasks=(GeneratedTaskSettings(kind="facts_prose"), GeneratedTaskSettings(kind="facts_code"))),
+    )
     assert "tasks.1.kind" in differences(config_to_dict(one), config_to_dict(two))
 
 

@@ -1,5 +1,6 @@
 """Rivals are given what the memory holds, never less."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from orchestrator.evaluation import (
     EvaluationPlan,
     allocate,
     evaluate,
-    held_after_update,
+    held_by_length,
     one_head_budget,
 )
 from workers.memory.pretrained import PretrainedMemory
@@ -92,8 +93,7 @@ class FakeFleet:
 def plan(**changes) -> EvaluationPlan:
     settings = {
         "generation": 5,
-        "tasks": ("a-256", "b-256"),
-        "examples": (0, 1, 2),
+        "examples": {"a-256": (0, 1, 2), "b-256": (0, 1, 2)},
         "control_examples": (0, 1),
         "rivals": ("recent", "h2o", "truncation"),
         "units": UnitSettings(candidates_per_unit=1, examples_per_unit=2),
@@ -118,7 +118,7 @@ def test_every_rival_stands_beside_the_memory_on_every_task(memory):
 
 
 def test_rivals_hold_as_many_bytes_as_the_memory_in_the_end(memory):
-    results = evaluate(memory, plan(tasks=("a-256",)), FakeFleet())
+    results = evaluate(memory, plan(examples={"a-256": (0, 1, 2)}), FakeFleet())
     kept = {result.name: result.kept_ratio for result in results}
     for name in kept.keys() - {FULL}:
         assert kept[name] == pytest.approx(kept[MEMORY], abs=1 / SEEN), name
@@ -126,7 +126,7 @@ def test_rivals_hold_as_many_bytes_as_the_memory_in_the_end(memory):
 
 def test_with_fewer_splits_a_rival_without_any_still_holds_as_much_as_the_memory(memory):
     """Truncation once got the budget of the first head for all of them, where only ``head`` was asked for."""
-    results = evaluate(memory, plan(tasks=("a-256",), allocations=("head",)), FakeFleet())
+    results = evaluate(memory, plan(examples={"a-256": (0, 1, 2)}, allocations=("head",)), FakeFleet())
     kept = {result.name: result.kept_ratio for result in results}
     assert kept.keys() == {MEMORY, FULL, CONTROL, "truncation", "recent-head", "h2o-head"}
     assert kept["truncation"] == pytest.approx(kept[MEMORY], abs=1 / SEEN)
@@ -144,7 +144,30 @@ def test_the_whole_head_of_the_control_is_chosen_on_training_examples_only(memor
 
 def test_what_was_read_since_the_last_update_is_nobodys_choice():
     unit = scored_unit(next(iter(_units())), 1.0, np.array([[30.0, 40.0]]) + SEEN % 64)
-    assert held_after_update([unit], 64).tolist() == [[30.0, 40.0]]
+    ((examples, held),) = held_by_length([unit], {0: SEEN}, 64)
+    assert (examples, held.tolist()) == ((0,), [[30.0, 40.0]])
+
+
+class VariedFleet(FakeFleet):
+    """Examples of two lengths; the memory holds a quarter of each."""
+
+    def one(self, unit: Unit) -> ScoredUnit:
+        seen = np.array([64 * (2 + 8 * (example % 2)) for example in unit.examples], np.int32)
+        scored = super().one(unit)
+        held = np.repeat(seen // 4, 4).reshape(-1, 2, 2)
+        if isinstance(unit.memory, RivalSpec):
+            held = np.broadcast_to(np.array(unit.memory.budget or np.inf), held.shape)
+        return dataclasses.replace(scored, seen_tokens=seen, held_tokens=np.minimum(held, seen[:, None, None]))
+
+
+def test_where_lengths_differ_rivals_hold_what_the_memory_holds_on_examples_of_that_length(memory):
+    """One budget for all would have let rivals keep short examples whole, and starved them on long ones."""
+    fleet = VariedFleet()
+    results = evaluate(memory, plan(examples={"a-256": (0, 1, 2, 3)}), fleet)
+    assert {result.kept_ratio for result in results if result.name != FULL} == {0.25}
+    budgets = {(unit.examples, unit.memory.budget[0][0]) for unit in fleet.units if unit.memory_name == "h2o-uniform"}
+    assert budgets == {((0, 2), 32), ((1, 3), 160)}
+    assert all(len(result.graded_by_example) == 4 for result in results)
 
 
 def _units() -> list[Unit]:

@@ -120,7 +120,7 @@ def test_a_task_that_the_model_cannot_solve_is_named():
         dataclasses.replace(unit, graded=unit.graded * (unit.task == "qa"))
         for unit in scored_units("full", population=1)
     )
-    with pytest.raises(NammError, match=r"scores only 0 \(graded\) on the 2 examples drawn of task code"):
+    with pytest.raises(NammError, match=r"scores only 0 \(graded\) on the 2 examples of task code"):
         losses(scored_units(), full, FitnessSettings(), POPULATION)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.registry import TaskSettings
+from tasks.registry import GeneratedTaskSettings
 from workers.evaluator import Evaluator, EvaluatorRecipe
 from workers.memory.specs import NammSettings, NammSpec, Normalisation
 from workers.settings import ModelSettings
@@ -23,7 +23,7 @@ MEMORY = NammSpec(
     normalisation=Normalisation(mean=(0.02,) * ARCHITECTURE.num_bins, variance=(0.001,) * ARCHITECTURE.num_bins),
 )
 GENOMES = np.random.default_rng(0).normal(0, 0.3, (16, ARCHITECTURE.genome_size)).astype(np.float32)
-TASK = TaskSettings(kind="facts_prose", length=512)
+TASK = GeneratedTaskSettings(kind="facts_prose", length=512)
 
 
 def evaluator(device: str) -> Evaluator:

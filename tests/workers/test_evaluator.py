@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.registry import TaskSettings, build_task
+from tasks.registry import GeneratedTaskSettings, build_task
 from tasks.task import Example, Split
-from workers.evaluator import Evaluator, EvaluatorRecipe, encode
+from workers.evaluator import Evaluator, EvaluatorRecipe
 from workers.language_model import load_language_model
 from workers.memory.specs import NammSettings, NammSpec, Normalisation, RivalSpec
 from workers.settings import ModelSettings
@@ -40,7 +40,9 @@ class MixedLengths:
 
     def example(self, split: Split, index: int) -> Example:
         length, kind = (60, 75, 90)[index % 3], ("facts_prose", "facts_code")[index % 2]
-        return build_task(TaskSettings(kind=kind, length=length, num_facts=4, num_questions=3)).example(split, index)
+        return build_task(GeneratedTaskSettings(kind=kind, length=length, num_facts=4, num_questions=3)).example(
+            split, index
+        )
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +151,7 @@ def test_a_unit_scores_the_same_again_whatever_was_scored_in_between(evaluator):
 
 def lengths(evaluator: Evaluator, examples: Sequence[int]) -> list[int]:
     task = MixedLengths()
-    return [len(encode(task.example("heldout", index), evaluator.language_model).ids) for index in examples]
+    return [len(evaluator.prompts.questions(task.example("heldout", index)).ids) for index in examples]
 
 
 def test_rows_come_candidate_by_candidate_as_plain_arrays(evaluator):
@@ -239,14 +241,16 @@ def test_a_unit_that_cannot_be_scored_is_refused_in_one_line(evaluator, changes,
 
 
 def test_an_example_too_long_for_the_model_is_named(evaluator):
-    tasks = {"mixed": build_task(TaskSettings(kind="facts_prose", length=4090))}
-    with pytest.raises(ValueError, match=r"^example 0 of .* has \d+ tokens, the model takes 4096: shorten .*$"):
+    tasks = {"mixed": build_task(GeneratedTaskSettings(kind="facts_prose", length=4090))}
+    with pytest.raises(
+        ValueError, match=r"^example 0 of .* has \d+ tokens, and needs \d+ more .* room for 4096: set .*$"
+    ):
         Evaluator(evaluator.language_model, tasks).score(unit(examples=(0,)))
 
 
 def test_a_recipe_builds_an_evaluator_of_its_tasks_on_its_number_of_threads():
     threads = torch.get_num_threads()
-    tasks = tuple(TaskSettings(kind=kind, length=64, num_facts=4) for kind in ("facts_prose", "facts_code"))
+    tasks = tuple(GeneratedTaskSettings(kind=kind, length=64, num_facts=4) for kind in ("facts_prose", "facts_code"))
     try:
         evaluator = EvaluatorRecipe(model=ModelSettings(path_or_id="small-llama"), tasks=tasks, num_threads=2).build()
         assert torch.get_num_threads() == 2

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tasks.registry import TaskSettings, build_task
+from tasks.registry import GeneratedTaskSettings, build_task
 from tasks.words import BOS, VOCABULARY, split_text, token_kinds
 from workers import word_tokenizer
 from workers.training import exact_match
@@ -34,12 +34,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [256, 512])
 def test_it_answers_heldout_questions(model, kind, length):
-    task = build_task(TaskSettings(kind=kind, length=length))
+    task = build_task(GeneratedTaskSettings(kind=kind, length=length))
     assert exact_match(model, [task.example("heldout", index) for index in range(64)]) >= 0.97
 
 
 def test_it_answers_one_question_by_plain_generation(model):
-    example = build_task(TaskSettings(kind="facts_code", length=128)).example("heldout", 0)
+    example = build_task(GeneratedTaskSettings(kind="facts_code", length=128)).example("heldout", 0)
     question = example.questions[0]
     encoded = tokenizer()(example.prompt + question.text, return_tensors="pt")
     completion = model.generate(**encoded, max_new_tokens=1)[0, encoded.input_ids.shape[1] :]
@@ -67,7 +67,7 @@ def test_the_model_card_says_how_it_was_made_and_how_good_it_is(model):
 
 def test_no_single_kv_head_does_all_the_looking_up(model):
     """A control: if one KV head sufficed, "keep that head whole" would be the best memory, whatever the tokens."""
-    task = build_task(TaskSettings(kind="facts_prose", length=256))
+    task = build_task(GeneratedTaskSettings(kind="facts_prose", length=256))
     examples = [task.example("heldout", index) for index in range(32)]
     for silent in range(2):
         remaining = torch.ones(4)
@@ -95,7 +95,7 @@ def test_the_kept_tokenizer_is_the_one_that_the_trainer_builds():
 )
 def test_text_to_tokens_to_text_gives_the_text_and_pieces_join_without_a_seam(kind, split, length, index):
     encode, decode = tokenizer(), tokenizer().decode
-    example = build_task(TaskSettings(kind=kind, length=length)).example(split, index)
+    example = build_task(GeneratedTaskSettings(kind=kind, length=length)).example(split, index)
     pieces = [piece for question in example.questions for piece in (question.text, question.answer)]
     ids = encode(example.prompt).input_ids
     assert len(ids) == length == len(token_kinds(example.prompt))
@@ -108,7 +108,7 @@ def test_text_to_tokens_to_text_gives_the_text_and_pieces_join_without_a_seam(ki
 
 
 def test_the_tokenizer_splits_text_as_the_tasks_do():
-    text = build_task(TaskSettings(kind="facts_code")).example("train", 0).prompt
+    text = build_task(GeneratedTaskSettings(kind="facts_code")).example("train", 0).prompt
     assert tokenizer().convert_ids_to_tokens(tokenizer()(text).input_ids) == [BOS, *split_text(text)]
 
 

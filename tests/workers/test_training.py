@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.registry import TaskSettings, build_task
+from tasks.registry import GeneratedTaskSettings, build_task
 from tasks.words import KEYS, VOCABULARY, word_kind
 from workers import training
 from workers.curriculum import LEVELS, TOKENS_PER_STEP, Curriculum, draw_batch
@@ -142,7 +142,7 @@ def test_a_key_is_answered_through_its_own_kv_head_only_while_keys_are_shared():
 
 def test_exact_match_counts_the_questions_that_a_model_gets_right():
     """A model without attention that answers with the most frequent token would score about 1 in 64."""
-    task = build_task(TaskSettings(kind="facts_prose", length=64))
+    task = build_task(GeneratedTaskSettings(kind="facts_prose", length=64))
     assert exact_match(new_model(0).eval(), [task.example("heldout", index) for index in range(8)]) < 0.3
 
 

@@ -23,6 +23,7 @@ from workers.memory.build import build_memory
 from workers.memory.errors import DialError
 from workers.memory.memory import Memory
 from workers.memory.specs import NammSpec
+from workers.memory.support import input_device
 
 TOLERANCE = 0.005
 """How near to what was asked is near enough, relatively."""
@@ -81,7 +82,7 @@ def turn(
         return spec, record
     if model is None or not len(prompts):
         raise DialError("what a threshold keeps must be measured: give model=… and prompts=[token ids, …]")
-    batches = _as_batches(prompts, model.device, spec.settings.update_every)
+    batches = _as_batches(prompts, input_device(model), spec.settings.update_every)
     measure = kept_share if wish.kept_ratio is not None else kept_bytes
 
     def kept_at(threshold: float) -> float:

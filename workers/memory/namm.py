@@ -107,7 +107,8 @@ class Moments:
     def add(self, values: Tensor) -> None:
         """Pool ``values [n, features]`` into the moments."""
         block = values.double()
-        variance, mean = torch.var_mean(block, dim=0, correction=0)
+        # On the CPU, because the layers of one model may live on several devices.
+        variance, mean = (moment.cpu() for moment in torch.var_mean(block, dim=0, correction=0))
         if self.count == 0:
             self.count, self.mean, self.variance = len(block), mean, variance
             return

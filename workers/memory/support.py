@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from workers.memory.errors import UnsupportedUseError
@@ -42,6 +43,19 @@ def obstacles(config: Any, model_class: type[PreTrainedModel]) -> Iterator[str]:
         yield "its code does not look its attention up in transformers' registry (an old or remote-code model)"
     if not (getattr(text, "num_attention_heads", None) and getattr(text, "num_hidden_layers", None)):
         yield "its configuration names no attention heads"
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids are to be put: a model that is spread over several devices begins with its embeddings.
+
+    Embeddings that are offloaded have no device of their own; accelerate's hook knows where they are computed.
+    """
+    weights: torch.Tensor = next(model.get_input_embeddings().parameters())
+    if weights.device.type != "meta":
+        return weights.device
+    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return weights.device if device is None else torch.device(device)
 
 
 def switch_attention(model: PreTrainedModel, implementation: str) -> str:

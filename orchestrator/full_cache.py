@@ -1,0 +1,103 @@
+"""Full-cache scores that runs share: what a model does with its whole cache on an example does not change.
+
+They are kept beside the run folders, as the very units that were scored, under a hash of all that decides them: model,
+prompts, tasks, profile, how the work was cut, the code and the libraries. A run that finds its own takes them over bit
+for bit, so that its trajectory is the same with and without them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from orchestrator.config import RunConfig, config_to_dict
+from orchestrator.errors import NammError
+from orchestrator.provenance import code_hash
+from orchestrator.storage import Folder
+from orchestrator.store import Store
+from workers.language_model import model_folder
+from workers.unit import ScoredUnit, Unit
+
+_logger = logging.getLogger(__name__)
+
+NAME = "full-cache"
+"""Folder beside the run folders."""
+
+LIBRARIES = ("torch", "transformers")
+WHOLE_FILE_BYTES = 64 * 2**20
+EDGE_BYTES = 2**20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FullCacheLibrary:
+    """Units that earlier runs have scored; without a folder there are none, and none are kept."""
+
+    store: Store | None = None
+
+    @classmethod
+    def beside(cls, folder: Folder, config: RunConfig) -> FullCacheLibrary:
+        """The library of the runs beside a run folder, for one configuration."""
+        above, _, _ = folder.address.rstrip("/").rpartition("/")
+        return cls(Store(f"{above or '.'}/{NAME}/{full_cache_hash(config)[:16]}"))
+
+    def through(self, own: Store, units: Sequence[Unit], score: Callable[[], list[ScoredUnit]]) -> list[ScoredUnit]:
+        """What ``score`` returns, after the library's units were put into the run's own store; new ones are kept.
+
+        A library that cannot be read or written costs a warning, and the time to score what it would have saved.
+        """
+        keys = [unit.key for unit in units]
+        known = self._known(keys)
+        there = own.get_units(keys) if known else {}
+        for key, unit in known.items():
+            if key not in there:
+                own.put_unit(unit)
+        scored = score()
+        self._keep([unit for unit in scored if unit.key not in known])
+        return scored
+
+    def _known(self, keys: Sequence[str]) -> dict[str, ScoredUnit]:
+        try:
+            return self.store.get_units(keys) if self.store else {}
+        except NammError as error:
+            _logger.warning("full-cache scores of earlier runs are not used: %s", error)
+            return {}
+
+    def _keep(self, scored: Sequence[ScoredUnit]) -> None:
+        try:
+            if self.store:
+                for unit in scored:
+                    self.store.put_unit(unit)
+        except NammError as error:
+            _logger.warning("full-cache scores are not kept for later runs: %s", error)
+
+
+def full_cache_hash(config: RunConfig) -> str:
+    """SHA-256 (hex) of all that decides what the full cache scores, and what statistics are gathered there."""
+    settings = config_to_dict(config)
+    deciding = {key: settings[key] for key in ("model", "prompts", "memory", "units")}
+    deciding["score"] = settings["fitness"]["score"]
+    deciding["tasks"] = {task.name: dataclasses.asdict(task) for task in config.tasks}
+    deciding["code"] = code_hash()
+    deciding["libraries"] = {name: metadata.version(name) for name in LIBRARIES}
+    if folder := model_folder(config.model.path_or_id):
+        deciding["weights"] = folder_digest(folder)
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 (hex) over the files of a model; of large ones over the size, the first and the last mebibyte."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(WHOLE_FILE_BYTES if size <= WHOLE_FILE_BYTES else EDGE_BYTES))
+            if size > WHOLE_FILE_BYTES:
+                file.seek(-EDGE_BYTES, 2)
+                digest.update(file.read())
+    return digest.hexdigest()

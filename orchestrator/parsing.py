@@ -1,0 +1,62 @@
+"""How the ``namm`` command understands arguments: mistakes in one line, nothing abbreviated, defaults shown."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any, NoReturn
+
+from orchestrator.errors import NammError
+
+DEBUG_VARIABLE = "NAMM_DEBUG"
+"""Environment variable that does what ``--debug`` does, and lets the warnings of libraries through."""
+
+Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes are told in one line; nothing may be abbreviated, so that options can be added later."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """One line, exit code 2."""
+        self.exit(NammError.exit_code, f"namm: error: {message}; {self.prog} --help says what there is\n")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        has_default = action.option_strings and action.default not in (None, False, argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if has_default else action.help or ""
+
+
+def add_modes(parser: argparse.ArgumentParser, *, quiet: str | None, command: str) -> None:
+    """What all commands share; ``quiet`` is for those that take long."""
+    if quiet:
+        parser.add_argument("--quiet", action="store_true", help=quiet)
+    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser.add_argument(
+        "--debug", action="store_true", help=f"show the traceback of an error as well (also {DEBUG_VARIABLE}=1)"
+    )
+    parser.set_defaults(command=command)
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1: got {text!r}")
+    return int(text)
+
+
+def ratio(text: str) -> float:
+    """A number above 0 and at most 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0.0 < number <= 1.0:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1: got {text!r}")
+    return number
