@@ -28,7 +28,9 @@ def add_tasks(commands: Commands[Parser]) -> None:
         "  namm tasks show longbench/qasper --data /data/tasks\n\n"
         "namm tasks ACTION --help says more about each.",
     )
-    actions: Commands[Parser] = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
+    actions: Commands[Parser] = parser.add_subparsers(
+        title="actions", metavar="ACTION", help="one of", dest="action", required=True
+    )
     for add in (_add_list, _add_show, _add_fetch, _add_generate):
         add(actions)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -117,11 +118,11 @@ def _evaluate(arguments: argparse.Namespace) -> Answer:
         model__path_or_id=arguments.model and arguments.model.partition("@")[0],
         model__revision=arguments.model and (arguments.model.partition("@")[2] or "null"),
     )
-    words = [word for word in arguments.words if "=" in word]
+    words = [word for word in arguments.words if _is_setting(word)]
     asked = overrides_for(arguments.tasks, data=arguments.data, profile=arguments.profile) if arguments.tasks else []
     return evaluate(
         Request(
-            what=tuple(word for word in arguments.words if "=" not in word),
+            what=tuple(word for word in arguments.words if not _is_setting(word)),
             preset=arguments.preset,
             overrides=(*asked, *words, *options),
             kept_ratio=arguments.kept_ratio,
@@ -231,9 +232,14 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], Answer]] = {
 
 def _preset_and_settings(words: Sequence[str]) -> tuple[str, Sequence[str]]:
     """The preset or file, ``small`` if none was given, and the settings that differ from its."""
-    if words and "=" not in words[0]:
+    if words and not _is_setting(words[0]):
         return words[0], words[1:]
     return "small", words
+
+
+def _is_setting(word: str) -> bool:
+    """Whether it is ``key=value``, and neither an address nor a path that holds an equals sign."""
+    return re.match(r"[\w.-]+=", word) is not None and not os.path.exists(word)
 
 
 def _list(text: str | None) -> str | None:

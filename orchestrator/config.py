@@ -22,8 +22,7 @@ from orchestrator import presets
 from orchestrator.errors import ConfigError
 from tasks.registry import GeneratedTaskSettings, TaskSettings, task_settings
 from workers.memory.specs import NammSettings, RivalName
-from workers.prompts import PromptSettings
-from workers.settings import ModelSettings
+from workers.settings import ModelSettings, PromptSettings
 from workers.unit import Score
 
 

@@ -8,8 +8,8 @@ from orchestrator.errors import ConfigError
 from tasks.registry import GeneratedTaskSettings, TaskSettings, build_task
 from tasks.task import CompletionTask, Example, Split, Task
 from workers.language_model import load_tokenizer
-from workers.prompts import PromptEncoder, PromptSettings
-from workers.settings import ModelSettings
+from workers.prompts import PromptEncoder
+from workers.settings import ModelSettings, PromptSettings
 
 Wanted = Mapping[str, Mapping[Split, Sequence[int]]]
 """By task and split, the examples that will be asked."""

@@ -24,8 +24,8 @@ from workers.memory.build import build_memory
 from workers.memory.memory import Memory
 from workers.memory.namm import StatisticsPass
 from workers.memory.specs import MemorySpec, NammSpec, RivalSpec
-from workers.prompts import EncodedExample, PromptEncoder, PromptSettings, Span
-from workers.settings import ModelSettings
+from workers.prompts import EncodedExample, PromptEncoder, Span
+from workers.settings import ModelSettings, PromptSettings
 from workers.stopping import Stops
 from workers.unit import FeatureStatistics, ScoredUnit, Unit, join, split
 

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from tasks.task import CompletionExample, Example
 from workers.errors import PromptError
+from workers.settings import PromptSettings
 
 Span = tuple[int, int]
-Truncation = Literal["refuse", "middle", "middle_exact"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptSettings:
-    """How prompts become token ids; decides scores, so it is part of what identifies them."""
-
-    max_tokens: int | None = None
-    """Room for a prompt and what follows it; None for the longest text that the model was made for."""
-    truncation: Truncation = "refuse"
-    """When a prompt is too long. ``refuse``: an error before the run. ``middle``: its first and last halves are decoded
-    and encoded again, as LongBench does. ``middle_exact``: the same tokens as they are, and just as many as fit."""
-    bos: bool | None = None
-    """Whether a prompt begins with the beginning-of-sequence token; None leaves that to the tokenizer."""
-    chat_template: bool = False
-    """Whether requests are put into the model's chat template; text to be continued never is."""
-
-    def __post_init__(self) -> None:
-        if self.truncation not in get_args(Truncation):
-            allowed = ", ".join(get_args(Truncation))
-            raise ValueError(f"prompts.truncation must be one of {allowed}: got {self.truncation!r}")
-        if self.max_tokens is not None and self.max_tokens < 2:
-            raise ValueError(f"prompts.max_tokens must be at least 2 or null: got {self.max_tokens}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,15 @@
-"""Settings of a worker: which frozen model it hosts."""
+"""Settings of a worker: which frozen model it hosts, and how it is prompted."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 SPREAD = ("auto", "balanced")
 """Values of ``model.device`` that spread one model over all devices of a worker."""
+
+Truncation = Literal["refuse", "middle", "middle_exact"]
 
 _SIZE = re.compile(r"[1-9]\d*(KiB|MiB|GiB|KB|MB|GB)")
 
@@ -64,3 +67,25 @@ class ModelSettings:
                     "model.max_memory must give accelerators by number, and cpu, sizes such as 60GiB: got "
                     f"{device}: {size!r}"
                 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSettings:
+    """How prompts become token ids; decides scores, so it is part of what identifies them."""
+
+    max_tokens: int | None = None
+    """Room for a prompt and what follows it; None for the longest text that the model was made for."""
+    truncation: Truncation = "refuse"
+    """When a prompt is too long. ``refuse``: an error before the run. ``middle``: its first and last halves are decoded
+    and encoded again, as LongBench does. ``middle_exact``: the same tokens as they are, and just as many as fit."""
+    bos: bool | None = None
+    """Whether a prompt begins with the beginning-of-sequence token; None leaves that to the tokenizer."""
+    chat_template: bool = False
+    """Whether requests are put into the model's chat template; text to be continued never is."""
+
+    def __post_init__(self) -> None:
+        if self.truncation not in get_args(Truncation):
+            allowed = ", ".join(get_args(Truncation))
+            raise ValueError(f"prompts.truncation must be one of {allowed}: got {self.truncation!r}")
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise ValueError(f"prompts.max_tokens must be at least 2 or null: got {self.max_tokens}")

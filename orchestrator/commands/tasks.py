@@ -17,8 +17,8 @@ from tasks.sources import Manifest, data_root, how_to_stage, read_manifest
 from tasks.suites import SUITES, Suite, suite_named
 from tasks.task import CompletionExample, Split
 from workers.language_model import load_tokenizer
-from workers.prompts import PromptEncoder, PromptSettings
-from workers.settings import ModelSettings
+from workers.prompts import PromptEncoder
+from workers.settings import ModelSettings, PromptSettings
 
 HEAD_CHARACTERS = 1_200
 """Shown of a long prompt, at its beginning and at its end."""
