@@ -104,5 +104,5 @@ def _add_generate(actions: Commands[Parser]) -> None:
     parser.add_argument("--rows", type=count, default=16, metavar="N", help="rows of each task")
     parser.add_argument("--length", type=count, default=512, metavar="N", help="of a context, in tokens")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
-    parser.add_argument("--model", help="whose tokenizer counts (default: words are counted), as for `show`")
+    parser.add_argument("--model", help="whose tokenizer counts (default: pieces of words, roughly), as for `show`")
     add_modes(parser, quiet=None, command="tasks")

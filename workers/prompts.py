@@ -155,7 +155,8 @@ class PromptEncoder:
         return before, [token for token in behind if token != self._tokenizer.eos_token_id]
 
     def _plain_ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        # Not verbose: what is too long for the model is our concern, and will be cut or refused.
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _without_middle(ids: tuple[int, ...], keep: int) -> tuple[int, ...]:

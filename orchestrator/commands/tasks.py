@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from rich.console import RenderableType
 
 from orchestrator.terminal import Answer, facts, grid, visible
+from tasks.documents import count_pieces
 from tasks.errors import TaskError
 from tasks.fetching import fetch as fetch_suite
 from tasks.lm_eval_adapter import library_config, metric_name
@@ -246,7 +247,7 @@ def generate(name: str, *, to: Path, seed: int, num_rows: int, length: int, mode
         seed: of all that is drawn.
         num_rows: rows of each task.
         length: of a context, in tokens.
-        model: whose tokenizer counts; None to count words.
+        model: whose tokenizer counts; None to count pieces of words, roughly.
 
     Raises:
         TaskError: the folder holds files from the hub, or a package is missing.
@@ -266,16 +267,16 @@ def generate(name: str, *, to: Path, seed: int, num_rows: int, length: int, mode
 
 
 def counter(model: str | None) -> Callable[[str], int]:
-    """Counts a text's tokens, or its words without a model.
+    """Counts a text's tokens; without a model about what a byte-pair tokenizer would make of it.
 
     Raises:
         ModelError: the tokenizer cannot be loaded.
     """
     if model is None:
-        return lambda text: len(text.split())
+        return count_pieces
     path_or_id, _, revision = model.partition("@")
     tokenizer, _ = load_tokenizer(ModelSettings(path_or_id=path_or_id, revision=revision or None))
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _staged(manifest: Manifest, root: Path, how: str) -> Answer:

@@ -20,6 +20,9 @@ from tasks.writers.rows import Row, RowMaker, fit_row
 TEXT_SPLIT: CorpusSplit = "heldout"
 """Suites are made of held-out files: a model trained, or a memory evolved, on the corpus has not seen them."""
 
+FAILURES_IN_A_ROW = 8
+"""Draws that may be of no use one after the other, before the length itself is to blame."""
+
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 _FROM_UNIX = 3
 
@@ -48,10 +51,18 @@ class Material:
             TaskError: the corpus has not enough text for so many rows, or for rows so long.
         """
         rows: dict[Row, None] = {}
+        num_failed = 0
         for attempt in range(4 * self.num_rows + 16):
             length = lengths[len(rows) % len(lengths)]
             pool = TextPool(self.corpus, TEXT_SPLIT, int(length * self.target_tokens))
-            rows[fit_row(maker, self.rng(suite, task, attempt), pool, self.count_tokens)] = None
+            try:
+                rows[fit_row(maker, self.rng(suite, task, attempt), pool, self.count_tokens)] = None
+            except TaskError:  # what was drawn is too long for a short row, or too short for a long one
+                num_failed += 1
+                if num_failed > FAILURES_IN_A_ROW:
+                    raise
+                continue
+            num_failed = 0
             if len(rows) == self.num_rows:
                 return list(rows)
         raise TaskError(
