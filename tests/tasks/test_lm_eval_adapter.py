@@ -168,6 +168,6 @@ def test_rows_of_a_derived_data_set_are_refused(tmp_path, task_of):
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
 def test_settings_that_name_nothing_are_refused(values, told):
-    with pytest.raises(TaskError, match="is '|is None|is 512") as raised:
+    with pytest.raises(TaskError, match=r"is '|is None|is 512") as raised:
         SuiteTaskSettings(**values)
     assert told in str(raised.value)

@@ -83,7 +83,10 @@ def test_what_a_completion_is_cut_to_before_it_is_scored(task, completion, expec
 
 def test_other_suites_keep_prompt_and_score_and_lose_their_stops(task_of):
     for kind, task in (("infinitebench", "passkey"), ("ruler", "vt"), ("choubun", "wiki_qa")):
-        as_shipped, published = task_of(kind, task).example("train", 0), task_of(kind, task, "paper").example("train", 0)
+        as_shipped, published = (
+            task_of(kind, task).example("train", 0),
+            task_of(kind, task, "paper").example("train", 0),
+        )
         assert isinstance(published, CompletionExample)
         assert published == dataclasses.replace(as_shipped, stop=())
 
