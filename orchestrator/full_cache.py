@@ -1,8 +1,8 @@
 """Full-cache scores that runs share: what a model does with its whole cache on an example does not change.
 
-They are kept beside the run folders, as the very units that were scored, under a hash of all that decides them: model,
-prompts, tasks, profile, how the work was cut, the code and the libraries. A run that finds its own takes them over bit
-for bit, so that its trajectory is the same with and without them.
+They are kept beside the run folders, as the very units that were scored, a small Parquet file each, task by task under
+a hash of all that decides them: model, prompts, task, profile, the hash of the data, how the work was cut, the code and
+the libraries. A run that finds its own takes them over bit for bit: its trajectory is the same with and without.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from orchestrator.config import RunConfig, config_to_dict
 from orchestrator.errors import NammError
 from orchestrator.provenance import code_hash
 from orchestrator.storage import Folder
 from orchestrator.store import Store
+from tasks.identity import data_digest
+from tasks.registry import TaskSettings
 from workers.language_model import model_folder
 from workers.unit import ScoredUnit, Unit
 
@@ -35,24 +38,30 @@ EDGE_BYTES = 2**20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FullCacheLibrary:
-    """Units that earlier runs have scored; without a folder there are none, and none are kept."""
+    """Units that earlier runs have scored, by task; of tasks without a store there are none, and none are kept."""
 
-    store: Store | None = None
+    stores: Mapping[str, Store] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def beside(cls, folder: Folder, config: RunConfig) -> FullCacheLibrary:
         """The library of the runs beside a run folder, for one configuration."""
         above, _, _ = folder.address.rstrip("/").rpartition("/")
-        return cls(Store(f"{above or '.'}/{NAME}/{full_cache_hash(config)[:16]}"))
+        root, shared = f"{above or '.'}/{NAME}", full_cache_settings(config)
+        first = config.tasks_at(0)
+        return cls(
+            {
+                task.name: Store(f"{root}/{full_cache_hash(shared, task, has_statistics=task.name in first)[:16]}")
+                for task in config.tasks
+            }
+        )
 
     def through(self, own: Store, units: Sequence[Unit], score: Callable[[], list[ScoredUnit]]) -> list[ScoredUnit]:
         """What ``score`` returns, after the library's units were put into the run's own store; new ones are kept.
 
         A library that cannot be read or written costs a warning, and the time to score what it would have saved.
         """
-        keys = [unit.key for unit in units]
-        known = self._known(keys)
-        there = own.get_units(keys) if known else {}
+        known = self._known(units)
+        there = own.get_units(list(known)) if known else {}
         for key, unit in known.items():
             if key not in there:
                 own.put_unit(unit)
@@ -60,32 +69,51 @@ class FullCacheLibrary:
         self._keep([unit for unit in scored if unit.key not in known])
         return scored
 
-    def _known(self, keys: Sequence[str]) -> dict[str, ScoredUnit]:
+    def _known(self, units: Sequence[Unit]) -> dict[str, ScoredUnit]:
+        keys: dict[str, list[str]] = {}
+        for unit in units:
+            keys.setdefault(unit.task, []).append(unit.key)
+        known: dict[str, ScoredUnit] = {}
         try:
-            return self.store.get_units(keys) if self.store else {}
+            for task, store in self.stores.items():
+                known |= store.get_units(keys.get(task, []))
         except NammError as error:
             _logger.warning("full-cache scores of earlier runs are not used: %s", error)
-            return {}
+        return known
 
     def _keep(self, scored: Sequence[ScoredUnit]) -> None:
         try:
-            if self.store:
-                for unit in scored:
-                    self.store.put_unit(unit)
+            for unit in scored:
+                if unit.task in self.stores:
+                    self.stores[unit.task].put_unit(unit)
         except NammError as error:
             _logger.warning("full-cache scores are not kept for later runs: %s", error)
 
 
-def full_cache_hash(config: RunConfig) -> str:
-    """SHA-256 (hex) of all that decides what the full cache scores, and what statistics are gathered there."""
+def full_cache_settings(config: RunConfig) -> dict[str, Any]:
+    """All that decides what the full cache scores on any task, and what statistics are gathered there."""
     settings = config_to_dict(config)
     deciding = {key: settings[key] for key in ("model", "prompts", "memory", "units")}
     deciding["score"] = settings["fitness"]["score"]
-    deciding["tasks"] = {task.name: dataclasses.asdict(task) for task in config.tasks}
     deciding["code"] = code_hash()
     deciding["libraries"] = {name: metadata.version(name) for name in LIBRARIES}
     if folder := model_folder(config.model.path_or_id):
         deciding["weights"] = folder_digest(folder)
+    return deciding
+
+
+def full_cache_hash(shared: Mapping[str, Any], task: TaskSettings, *, has_statistics: bool) -> str:
+    """SHA-256 (hex) that names the scores of one task.
+
+    Args:
+        shared: what ``full_cache_settings`` returned.
+        task: the task.
+        has_statistics: whether feature statistics are gathered on it.
+
+    Raises:
+        TaskError: a suite is not staged.
+    """
+    deciding = {**shared, "task": data_digest(task), "has_statistics": has_statistics}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 

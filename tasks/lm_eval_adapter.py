@@ -121,6 +121,10 @@ class SuiteTask:
         row: Row = self.rows[self._splits[split][index]]
         return row
 
+    def row_numbers(self, split: Split) -> tuple[int, ...]:
+        """Place in ``rows`` of each example of a split, as ``samples`` of ``lm_eval.simple_evaluate`` has them."""
+        return self._splits[split]
+
     @cached_property
     def rows(self) -> datasets.Dataset:
         """All rows in the order of the file, with lm-eval's names of the columns."""

@@ -38,9 +38,10 @@ MAY_USE_LATE = {
     "tasks.rows": {"datasets", "pyarrow"},
     "tasks.writers.choubun": {"pyarrow"},
     "tasks.writers.ruler": {"lm_eval", "nltk"},
+    "workers.harness": {"lm_eval"},
 }
-"""Module -> optional libraries that it may import besides, inside functions or for types only: tasks that need none of
-them work without."""
+"""Module -> optional libraries that it may import besides, inside functions or for types only: what needs none of
+them works without."""
 
 ONLY_IN = {
     "ray": r"orchestrator\.fleet(_\w+)?",

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.errors import TaskError
+from tasks.identity import data_digest, data_source
 from tasks.registry import TaskSettings, build_task
 from tasks.task import CompletionExample, CompletionTask, Example, Task
 from workers.decoding import Footprint, complete, score_answers
@@ -41,16 +43,29 @@ class EvaluatorRecipe:
     prompts: PromptSettings = field(default_factory=PromptSettings)
     num_threads: int = 1
     """Threads of torch in this process; one, where several workers share a machine."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """By task, what ``tasks.registry.data_digest`` says where the run is driven from: workers must have the same."""
 
     def build(self) -> Evaluator:
         """Load the model; takes seconds to minutes.
 
         Raises:
             ModelError: when the model cannot be loaded.
+            TaskError: a suite is not staged on this machine, or other files of it are.
         """
+        self._require_same_data()
         torch.set_num_threads(self.num_threads)
         tasks = {settings.name: build_task(settings) for settings in self.tasks}
         return Evaluator(load_language_model(self.model), tasks, self.prompts)
+
+    def _require_same_data(self) -> None:
+        for settings in self.tasks:
+            digest = data_digest(settings)
+            if self.digests.get(settings.name, digest) != digest:
+                raise TaskError(
+                    f"task {settings.name}: this machine has other examples than the driver, from "
+                    f"{data_source(settings)}: stage the same files everywhere"
+                )
 
 
 class Evaluator:

@@ -106,6 +106,16 @@ class PromptEncoder:
         span = (prompt.prompt_tokens, prompt.prompt_tokens + len(answer))
         return replace(prompt, ids=(*prompt.ids, *answer), spans=(span,))
 
+    def continued(self, example: CompletionExample) -> tuple[tuple[int, ...], Span]:
+        """The prompt with its gold answer right behind it, all of it, and where that stands.
+
+        Raises:
+            PromptError: as ``prompt``.
+        """
+        answer = self._plain_ids(example.answers[0])
+        prompt = self.prompt(replace(example, max_new_tokens=len(answer)))
+        return (*prompt.ids, *answer), (prompt.prompt_tokens, prompt.prompt_tokens + len(answer))
+
     def text(self, ids: tuple[int, ...] | list[int]) -> str:
         """Token ids as text, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

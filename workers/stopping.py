@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StopStringCriteria
 
 from workers.language_model import LanguageModel
+
+SPARE_TOKENS = 4
+"""Tokens that are looked at behind an ending besides its own."""
 
 
 class Stops:
@@ -25,14 +27,16 @@ class Stops:
         self._tokenizer: Any = language_model.tokenizer
         self._texts = tuple(texts)
         self._end_ids = torch.tensor(_end_ids(language_model), dtype=torch.int64)
-        self._has_text = StopStringCriteria(self._tokenizer, list(texts)) if texts else None
+        # A token is a byte of text at the least, but for special ones and the parts of a character.
+        self._tail_tokens = max((len(text.encode()) for text in texts), default=0) + SPARE_TOKENS
 
     def __call__(self, completions: Tensor) -> Tensor:
-        """Which rows of ``completions`` (int64 ``[B, new]``) end with their last token: bool ``[B]``."""
+        """Which rows of ``completions`` (int64 ``[B, new]``) have just ended, or a few tokens ago: bool ``[B]``."""
         ended = torch.isin(completions[:, -1], self._end_ids.to(completions.device))
-        if self._has_text is not None:
-            scores: Any = None  # not looked at
-            ended = ended | self._has_text(completions, scores)
+        if self._texts:
+            tails = self._tokenizer.batch_decode(completions[:, -self._tail_tokens :], skip_special_tokens=True)
+            has_text = [any(text in tail for text in self._texts) for tail in tails]
+            ended = ended | torch.tensor(has_text, device=ended.device)
         return ended
 
     def text(self, completion: Sequence[int]) -> str:

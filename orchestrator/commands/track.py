@@ -20,6 +20,7 @@ from rich.progress import Progress
 
 from orchestrator.commands.status import standing
 from orchestrator.config import TrackingSettings, config_from_dict
+from orchestrator.data_record import recorded
 from orchestrator.errors import TrackingError
 from orchestrator.history import JournalContents, read_journal
 from orchestrator.outbox import MOST_ITEMS, Item
@@ -58,7 +59,7 @@ def track(place: Place, *, uri: str | None, experiment: str | None, stream: Text
     check_tracking(settings)
     address = tracking_uri(settings, folder.desk)
     with tempfile.TemporaryDirectory() as desk, _bar(stream, quiet=quiet) as report:
-        items = [*_settings_and_points(contents, settings, folder.name), *_files(folder, Path(desk))]
+        items = [*_settings_and_points(contents, settings, folder), *_files(folder, Path(desk))]
         items += _ending(standing(folder, contents))
         run_id = _Post(items, settings, address, folder.name).send(Path(desk), contents, report)
     document = {
@@ -92,14 +93,15 @@ class _Script(Tracker):
         self.items.append(item)
 
 
-def _settings_and_points(contents: JournalContents, settings: TrackingSettings, run_name: str) -> list[Item]:
+def _settings_and_points(contents: JournalContents, settings: TrackingSettings, folder: Folder) -> list[Item]:
     """As the drivers of all attempts would have sent them: settings that one of them changed become tags."""
     items: list[Item] = []
+    data = recorded(folder)  # the suites themselves may be on other machines
     for attempt in contents.attempts:
         config = config_from_dict(attempt.config)
-        script = _Script(settings, run_name, **tracked_settings(config))
+        script = _Script(settings, folder.name, **tracked_settings(config))
         script.begin()
-        log_tasks(config, script)
+        log_tasks({task.name: data[task.name] for task in config.tasks if task.name in data}, script)
         items += script.items
     for record in contents.generations:
         script.log_metrics(record.generation, record.metrics, record.timestamp_ms)
