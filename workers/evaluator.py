@@ -93,7 +93,7 @@ class Evaluator:
         Raises:
             ValueError: the unit names an unknown task, or an example is too long for the model.
             torch.OutOfMemoryError: there is no room for one example under one candidate, or for a unit of which
-                statistics are gathered.
+                statistics are gathered; says what to change.
         """
         num_rows = len(unit.candidates) * len(unit.examples)
         while True:
@@ -101,9 +101,9 @@ class Evaluator:
             is_whole = most_rows == num_rows or unit.record_statistics
             try:
                 return join(unit, [self._score(piece) for piece in ([unit] if is_whole else split(unit, most_rows))])
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 if most_rows == 1 or unit.record_statistics:
-                    raise
+                    raise torch.OutOfMemoryError(_no_room(most_rows)) from error
                 self.limits[unit.task] = most_rows // 2
             # Only now, without the exception, are the tensors of the attempt free.
             _logger.warning("%s: no room for %d rows at once; trying %d", unit.key, most_rows, most_rows // 2)
@@ -221,6 +221,13 @@ class _Rows:
             seconds=seconds,
             statistics=statistics,
         )
+
+
+def _no_room(num_rows: int) -> str:
+    remedy = "use shorter examples, model.dtype bfloat16, model.quantization, or model.device auto on more accelerators"
+    if num_rows == 1:
+        return f"no room for a single example under a single candidate: {remedy}"
+    return f"no room for {num_rows} examples of the full-cache pass at once: lower units.examples_per_unit, or {remedy}"
 
 
 def _groups_of_equal_shape(examples: Sequence[EncodedExample]) -> list[list[int]]:

@@ -24,6 +24,7 @@ from workers.memory.attention import memory_attached
 from workers.memory.cache import MemoryCache, MemoryLayer
 from workers.memory.memory import KeepAll, Memory
 from workers.memory.pretrained import PretrainedMemory
+from workers.memory.room import is_lack_of_room
 from workers.memory.support import input_device
 from workers.settings import ModelSettings
 
@@ -86,7 +87,7 @@ def generate(
         show: ``completion`` for the bare text.
 
     Raises:
-        InputError: the prompt cannot be read, is empty or too long.
+        InputError: the prompt cannot be read, is empty or too long for the model or its device.
         ModelError: the model cannot be loaded.
         MemoryFileError: the memory cannot be read.
     """
@@ -94,7 +95,7 @@ def generate(
     text = read_prompt(prompt)
     settings = model_settings(model, pretrained, device=device, dtype=dtype)
     policy = pretrained.build() if pretrained else KeepAll()
-    completion = complete(load_language_model(settings), policy, text, max_new_tokens)
+    completion = _with_room(load_language_model(settings), policy, text, max_new_tokens)
     document = {
         "memory": memory,
         "model": settings.path_or_id,
@@ -103,6 +104,24 @@ def generate(
     }
     said: list[RenderableType] = [visible(completion.text)]
     return Answer(document, said if show == "completion" else [*said, "", *kept_parts(completion)])
+
+
+def _with_room(language_model: LanguageModel, memory: Memory, prompt: str, max_new_tokens: int) -> Completion:
+    """As ``complete``.
+
+    Raises:
+        InputError: also where the device has no memory left for the prompt.
+    """
+    try:
+        return complete(language_model, memory, prompt, max_new_tokens)
+    except RuntimeError as error:
+        if not is_lack_of_room(error):
+            raise
+        raise InputError(
+            f"there is no room on {language_model.input_device} for this prompt of "
+            f"{len(language_model.prompt_ids(prompt)):,} tokens: shorten it, use a narrower --dtype or another "
+            "--device, or a memory that keeps less"
+        ) from error
 
 
 def _saved_memory(place: str) -> PretrainedMemory:

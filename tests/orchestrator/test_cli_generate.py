@@ -130,6 +130,18 @@ def test_a_prompt_that_cannot_be_used_is_refused(content, told, monkeypatch, cap
     assert told in capsys.readouterr().err
 
 
+def test_a_prompt_without_room_is_one_line_with_the_remedy(prompt_file, monkeypatch, capsys):
+    def decode(*_arguments, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+
+    monkeypatch.setattr("orchestrator.commands.generate.decode_greedily", decode)
+    assert main(["generate", "full", "--prompt", prompt_file]) == 2
+    said = capsys.readouterr().err
+    assert "there is no room on cpu for this prompt of" in said
+    assert "--dtype" in said
+    assert said.count("\n") == 1
+
+
 def test_a_prompt_file_that_is_not_there_is_named(capsys):
     assert main(["generate", "full", "--prompt", "nowhere.txt"]) == 2
     assert "cannot read the prompt in nowhere.txt: No such file" in capsys.readouterr().err

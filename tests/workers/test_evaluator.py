@@ -302,11 +302,11 @@ def test_the_size_that_fits_is_remembered_and_can_be_handed_on(evaluator):
 
 
 def test_one_row_without_room_is_an_error(evaluator):
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.OutOfMemoryError, match="a single example under a single candidate: use shorter examples"):
         SmallAccelerator(evaluator, 0).score(unit())
 
 
 def test_statistics_are_gathered_of_a_whole_unit_or_not_at_all(evaluator):
     gathering = unit(record_statistics=True)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.OutOfMemoryError, match=r"lower units\.examples_per_unit"):
         SmallAccelerator(evaluator, 3).score(gathering)

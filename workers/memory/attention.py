@@ -25,6 +25,7 @@ from workers.memory.errors import UnsupportedUseError
 from workers.memory.memory import Memory
 from workers.memory.options import AttentionOptions
 from workers.memory.padding import Cohort
+from workers.memory.room import explain_lack_of_room
 from workers.memory.slots import Slots
 from workers.memory.support import require_support, switch_attention
 
@@ -132,6 +133,7 @@ def memory_attention(
     padding.read(attention_mask, query.shape[0], seen)
     if any(padding.by_row) and layer.cache.memory.num_genomes > 1:
         raise UnsupportedUseError("a block of genomes takes no padded batches: group prompts of equal length")
+    layer.cache.layer_begins(layer.index)
     output = None
     for cohort in padding.cohorts(query.device):
         if cohort.rows is None:
@@ -145,6 +147,7 @@ def memory_attention(
             output[cohort.rows, :, first:] = sweep(layer, cohort, queries, keys, values, options)
     assert output is not None
     layer.seen_tokens += new
+    layer.cache.layer_ends(layer.index)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -232,6 +235,9 @@ def memory_attached(
     handle = model.register_forward_pre_hook(require_use_cache, with_kwargs=True)
     try:
         yield cache
+    except RuntimeError as error:
+        explain_lack_of_room(error, cache)
+        raise
     finally:
         cache.is_open = False
         handle.remove()

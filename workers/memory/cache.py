@@ -160,7 +160,26 @@ class MemoryCache(Cache):
         self.padding = Padding()
         self.is_open = True
         """False while the model's own attention is in place, which cannot use this cache."""
+        self.is_torn = False
+        """From the first layer's turn in a call to the last one's; after a call that failed in between for good."""
         super().__init__(layers=[MemoryLayer(index, self) for index in range(num_layers)])
+
+    def layer_begins(self, index: int) -> None:
+        """Before a layer takes up the tokens of a call.
+
+        Raises:
+            UnsupportedUseError: a former call got no farther than some layer.
+        """
+        if index == 0 and self.is_torn:
+            raise UnsupportedUseError(
+                "a former call with this cache failed half way, so that its layers have read different texts: take a "
+                "new cache"
+            )
+        self.is_torn = True
+
+    def layer_ends(self, index: int) -> None:
+        """After a layer has taken them up."""
+        self.is_torn = index + 1 < len(self.layers)
 
     def is_due(self, seen_tokens: int) -> bool:
         """Whether a text of which ``seen_tokens`` were read is due for an update now."""
@@ -204,6 +223,7 @@ class MemoryCache(Cache):
     def reset(self) -> None:
         """Forget everything, the account of bytes included."""
         super().reset()
+        self.is_torn = False
         self.meter = Meter()
         self.padding = Padding()
 

@@ -7,6 +7,7 @@ replaced on it, two of PyTorch's forward hooks do the switching, and they go whe
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from workers.memory.cache import MemoryCache, drop_staged_layer
 from workers.memory.compiling import outside_graphs
 from workers.memory.errors import UnsupportedUseError
 from workers.memory.memory import Memory
+from workers.memory.room import explain_lack_of_room
 from workers.memory.support import require_support, switch_attention
 
 _guests: weakref.WeakKeyDictionary[PreTrainedModel, _Visit] = weakref.WeakKeyDictionary()
@@ -66,6 +68,8 @@ class _Visit:
     def end(self, model: PreTrainedModel, *_call: Any) -> None:
         """After a forward call, also one that failed, such as one that was refused in another thread."""
         if _guests.get(model) is self and self._thread is threading.current_thread():
+            if (cache := self._cache()) is not None:
+                explain_lack_of_room(sys.exception(), cache)
             self.leave(model)
 
     def make_room(self, model: PreTrainedModel) -> None:
