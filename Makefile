@@ -53,6 +53,7 @@ bench: setup ## Benchmarks of the parts
 	$(BIN)/python -m tests.benchmarks.bench_resume
 	$(BIN)/python -m tests.benchmarks.bench_submit
 	$(BIN)/python -m tests.benchmarks.bench_import
+	$(BIN)/python -m tests.benchmarks.bench_architectures
 
 train-small-llama: setup ## Train the model in workers/models/small-llama again
 	$(BIN)/python -m workers.training --out workers/models/small-llama

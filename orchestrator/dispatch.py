@@ -61,6 +61,13 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerLeaving:
+    """A worker's machine will go soon: what the worker has may come back, nothing else goes to it."""
+
+    worker: Worker
+
+
+@dataclass(frozen=True, slots=True)
 class UnitSlow:
     """A unit in work takes much longer than was to be expected."""
 
@@ -72,7 +79,7 @@ class DrainAsked:
     """The driver has to go soon: what is in flight may come back, nothing else goes out."""
 
 
-Event = WorkerReady | UnitScored | UnitFailed | WorkerLost | UnitSlow | DrainAsked
+Event = WorkerReady | UnitScored | UnitFailed | WorkerLost | WorkerLeaving | UnitSlow | DrainAsked
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +154,7 @@ class Dispatch:
         self._attempts_per_unit = attempts_per_unit
         self._waiting = deque(keys)
         self._in_flight: dict[Worker, list[str]] = {}  # by living worker, oldest first: that one is in work
+        self._leaving: set[Worker] = set()
         self._slow: list[str] = []
         self._scored: set[str] = set()
         self._quarantined: set[str] = set()
@@ -182,6 +190,9 @@ class Dispatch:
                 commands = self._unit_failed(worker, key, message)
             case WorkerLost():
                 commands = self._worker_lost(event)
+            case WorkerLeaving(worker):
+                self._leaving.add(worker)
+                commands = []
             case UnitSlow(key):
                 commands = self._unit_slow(key)
             case DrainAsked():
@@ -282,10 +293,11 @@ class Dispatch:
         The last units, one for each worker, wait until a worker is idle: behind a long unit they would be the last to
         come back, while other workers have nothing to do.
         """
-        idle = [worker for worker, queue in self._in_flight.items() if not queue]
+        staying = self._staying()
+        idle = [worker for worker in staying if not self._in_flight[worker]]
         commands = self._hand_out(idle, keep=0)
         commands += self._copy([worker for worker in idle if not self._in_flight[worker]])
-        with_room = [worker for worker, queue in self._in_flight.items() if 0 < len(queue) < UNITS_IN_FLIGHT]
+        with_room = [worker for worker in staying if 0 < len(self._in_flight[worker]) < UNITS_IN_FLIGHT]
         return commands + self._hand_out(with_room, keep=self._num_workers)
 
     def _hand_out(self, workers: Sequence[Worker], keep: int) -> list[Command]:
@@ -321,4 +333,7 @@ class Dispatch:
     def _suits(self, worker: Worker, key: str) -> bool:
         """Whether a worker may take a unit: one that failed goes to another worker, where there is another."""
         failed_on = self._records[key].failed_on
-        return worker not in failed_on or all(other in failed_on for other in self._in_flight)
+        return worker not in failed_on or all(other in failed_on for other in self._staying())
+
+    def _staying(self) -> list[Worker]:
+        return [worker for worker in self._in_flight if worker not in self._leaving]

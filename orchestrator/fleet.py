@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from orchestrator import fleet_cluster
 from orchestrator.config import ClusterSettings
-from orchestrator.dispatch import UnitFailed, UnitScored, UnitSlow, Worker, WorkerLost, WorkerReady
+from orchestrator.dispatch import UnitFailed, UnitScored, UnitSlow, Worker, WorkerLeaving, WorkerLost, WorkerReady
 from orchestrator.errors import FleetError
 from orchestrator.fleet_metrics import RunMetrics
 from orchestrator.fleet_worker import NammWorker
@@ -42,6 +42,9 @@ FAILED_STARTS = 3
 
 LOOK_SECONDS = 0.5
 """How often the fleet looks for slow units, hung workers and free accelerators, and whether it was asked to drain."""
+
+NOTICE_SECONDS = 2.0
+"""How often the fleet asks which machines were given notice."""
 
 PATIENCE_SECONDS = 60.0
 """How long nothing may happen before the log says what is waited for."""
@@ -70,6 +73,8 @@ class _Place:
     """When it began with what it has in work, on the monotonic clock."""
     is_overdue: bool = False
     """Killed because that took too long."""
+    is_leaving: bool = False
+    """Whether its machine was given notice: it finishes what it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ class RayFleet(DispatchedFleet):
         self._run_name = run_name
         self._places: dict[Worker, _Place] = {}
         self._calls: dict[Any, _Call] = {}  # by the reference of the answer; of one worker oldest first
-        self._slow: deque[str] = deque()  # units found slow and not yet told to dispatch
+        self._found: deque[UnitSlow | WorkerLeaving] = deque()  # by looking around, and not yet told to dispatch
         self._limits: dict[str, dict[str, int]] = {}  # by kind of accelerator, see Scorer.limits
         self._most_workers = cluster.most_workers
         self._num_started = 0
@@ -105,6 +110,7 @@ class RayFleet(DispatchedFleet):
         self._owns_connection = False
         self._interrupts = fleet_cluster.HeldInterrupts()
         self._looked_at = 0.0
+        self._asked_at = 0.0
         self._heard_at = 0.0
 
     def __enter__(self) -> Self:
@@ -181,7 +187,9 @@ class RayFleet(DispatchedFleet):
 
     def _begin_round(self) -> None:
         self._heard_at = time.monotonic()
-        self._slow.clear()
+        self._found.clear()
+        for worker in [worker for worker, place in self._places.items() if place.is_leaving]:
+            self._dismiss(worker)
         still_at_work = {call.worker for call in self._calls.values()}
         for worker in self._places.keys() - still_at_work:
             self._places[worker].busy_since = self._heard_at
@@ -199,8 +207,8 @@ class RayFleet(DispatchedFleet):
 
         if time.monotonic() > self._looked_at + LOOK_SECONDS:
             self._look_around()
-        if self._slow:
-            return UnitSlow(self._slow.popleft()), None
+        if self._found:
+            return self._found.popleft(), None
         answered, _ = ray.wait(list(self._calls), num_returns=1, timeout=LOOK_SECONDS)
         self._interrupts.let_through()
         if not answered:
@@ -221,8 +229,10 @@ class RayFleet(DispatchedFleet):
                 place.is_overdue = True
                 ray.kill(place.actor)
             elif call.key is not None and self._pace.is_slow(self._units[call.key], now - place.busy_since):
-                self._slow.append(call.key)
-        if len(self._places) < self._most_workers:
+                self._found.append(UnitSlow(call.key))
+        if now > self._asked_at + NOTICE_SECONDS:
+            self._heed_notices()
+        if self._num_staying() < self._most_workers:
             self._grow()
         if not self.worker_pids() and now > self._heard_at + PATIENCE_SECONDS:
             self._heard_at = now
@@ -244,8 +254,36 @@ class RayFleet(DispatchedFleet):
         """Start workers where there is room now: unlike the fewest, they do not make a cluster grow."""
         loading = len(self._places) - len(self.worker_pids())
         room = fleet_cluster.free_places(self._cluster) - loading
-        for _ in range(min(room, self._most_workers - len(self._places))):
+        for _ in range(min(room, self._most_workers - self._num_staying())):
             self._start(num_failed_starts=0)
+
+    def _heed_notices(self) -> None:
+        """Give nothing more to machines that are about to go, and replace their workers; drain if it is our own."""
+        self._asked_at = time.monotonic()
+        leaving = fleet_cluster.leaving_machines()
+        if leaving and fleet_cluster.own_machine() in leaving and not self._is_drain_asked:
+            _logger.warning("the driver's machine is about to go: the run stops in good order")
+            self.drain()
+        at_work = {call.worker for call in self._calls.values()}
+        for worker, place in list(self._places.items()):
+            if place.is_leaving and worker not in at_work:
+                self._dismiss(worker)
+            elif place.machine in leaving and not place.is_leaving:
+                _logger.warning("the machine of worker %d is about to go: another worker takes its place", worker)
+                place.is_leaving = True
+                self._found.append(WorkerLeaving(worker))
+        for _ in range(self._cluster.fewest_workers - self._num_staying()):
+            self._start(num_failed_starts=0)
+
+    def _num_staying(self) -> int:
+        return sum(not place.is_leaving for place in self._places.values())
+
+    def _dismiss(self, worker: Worker) -> None:
+        """Stop a worker that has nothing to do any more; dispatch gives it nothing, and need not know."""
+        import ray
+
+        self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
+        ray.kill(self._places.pop(worker).actor)
 
     def _send(self, worker: Worker, unit: Unit) -> None:
         place = self._places[worker]
@@ -260,10 +298,10 @@ class RayFleet(DispatchedFleet):
         self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
         place = self._places.pop(worker)
         ray.kill(place.actor)  # one that is only out of reach would keep its accelerator
-        if len(self._places) < self._cluster.fewest_workers:
+        if self._num_staying() < self._cluster.fewest_workers:
             self._start(place.num_failed_starts + 1 if place.pid is None else 0)
         elif place.pid is None:
-            self._most_workers = len(self._places)
+            self._most_workers = self._num_staying()
             _logger.warning("a worker died while it loaded: the fleet stays at %d workers", self._most_workers)
 
     def _receive(self, ref: Any) -> News | None:

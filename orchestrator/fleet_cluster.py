@@ -44,11 +44,20 @@ def join(cluster: ClusterSettings) -> bool:
         with _keeping_sigterm():
             ray.init(**options, logging_level=logging.ERROR, log_to_driver=_logger.isEnabledFor(logging.DEBUG))
     except Exception as error:
-        where = "Ray cannot be started on this machine"
-        if address is not None:
-            where = f"cannot join the cluster {address} (the port of a client server is written ray://host:port)"
-        raise FleetError(f"{where}: {told(error)}") from error
+        raise FleetError(_why_not(address, told(error))) from error
     return True
+
+
+def _why_not(address: str | None, said: str) -> str:
+    """What Ray said when it was to be joined or started, with the remedy."""
+    if address is None:
+        return f"Ray cannot be started on this machine: {said}"
+    if "version mismatch" in said.lower():
+        return (
+            f"cannot join the cluster {address}, which runs other versions than this process: {said.strip()}; install "
+            "its versions of Ray and Python here, or let the cluster run the driver (namm submit)"
+        )
+    return f"cannot join the cluster {address} (the port of a client server is written ray://host:port): {said}"
 
 
 class HeldInterrupts:
@@ -114,6 +123,30 @@ def free_places(cluster: ClusterSettings) -> int:
     free = ray.available_resources()
     places = [int(free.get(kind, 0) / amount + 1e-6) for kind, amount in _needed(cluster).items() if amount > 0]
     return min(places, default=cluster.most_workers)
+
+
+def leaving_machines() -> set[str]:
+    """Ray's ids of machines that were given notice, as spot machines are; none where Ray cannot be asked.
+
+    Ray calls that draining: its autoscaler and ``ray drain-node`` announce it some time before a machine goes.
+    """
+    import ray
+    from ray._private.worker import global_worker  # there is no public way to ask
+
+    if ray.util.client.ray.is_connected():  # a client server does not say
+        return set()
+    try:
+        return set(global_worker.gcs_client.get_draining_nodes())
+    except Exception as error:  # whatever it is, a machine that goes without notice is lost in good order too
+        _logger.debug("cannot ask which machines are about to go: %s", told(error))
+        return set()
+
+
+def own_machine() -> str:
+    """Ray's id of the machine of this process."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def is_alive(machine: str) -> bool:

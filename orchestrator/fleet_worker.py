@@ -44,7 +44,8 @@ class NammWorker:
         import ray
 
         if self._scorer is None:
-            with _plain_errors():
+            where = f" (on {ray.util.get_node_ip_address()}; every machine needs all that the settings name)"
+            with _plain_errors(where):
                 self._scorer = self._recipe.build()
         if self._place is None:  # asked once: it takes the cluster's head some milliseconds, at the start of a round
             machine = ray.get_runtime_context().get_node_id()
@@ -69,9 +70,9 @@ def _kind_of(machine: str) -> str:
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def _plain_errors(where: str = "") -> Iterator[None]:
     """Exceptions leave a worker as text: some cannot be unpickled, which would pass for a lost worker."""
     try:
         yield
     except Exception as error:
-        raise WorkerCodeError(told(error)) from error
+        raise WorkerCodeError(told(error) + where) from error

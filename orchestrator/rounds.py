@@ -81,6 +81,14 @@ class Fleet(Protocol):
         """Stop the workers."""
         ...
 
+    def wait_for_a_worker(self) -> None:
+        """Return when the first worker has loaded, or the fleet is to be drained.
+
+        Raises:
+            FleetError: no worker can be built.
+        """
+        ...
+
     def score(self, units: Sequence[Unit]) -> Iterator[ScoredUnit]:
         """Score every unit once; gives them in order of arrival.
 
@@ -118,6 +126,15 @@ class DispatchedFleet(ABC):
     def drain(self) -> None:
         """As ``Fleet.drain``."""
         self._is_drain_asked = True
+
+    def wait_for_a_worker(self) -> None:
+        """As ``Fleet.wait_for_a_worker``."""
+        self._units = {}
+        self._begin_round()
+        while not self._is_drain_asked:
+            news = self._next_news()
+            if news is not None and isinstance(news[0], WorkerReady):
+                return
 
     def score(self, units: Sequence[Unit]) -> Iterator[ScoredUnit]:
         """As ``Fleet.score``."""

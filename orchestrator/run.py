@@ -68,6 +68,8 @@ def run(
         with _timed(seconds, "start"):
             fleet = stack.enter_context(fleet_for(worker_recipe(config), config.cluster, folder.name))
             stack.enter_context(_draining_at_sigterm(fleet))
+            if not has_run(folder):  # a folder in which no worker can work is to stay free for other settings
+                fleet.wait_for_a_worker()
             journal = stack.enter_context(_open_journal(config, folder, takeover=takeover))
             folder = journal.folder  # from here on nothing is written once another driver has opened the run
             tracker = stack.enter_context(_tracker(config, folder, journal.run_id))

@@ -23,7 +23,7 @@ from tests.deploy.manifests import ROOT, readme_commands
 from tests.orchestrator.test_tracking_server import free_port
 
 BIN = Path(sys.executable).parent
-SECONDS_TO_START = 90.0
+SECONDS_TO_START = 300.0
 
 
 class LocalHead:
@@ -81,7 +81,7 @@ class LocalHead:
     def _ask(self, method: str, path: str) -> bytes:
         request = urllib.request.Request(f"{self.address}{path}", method=method)
         request.add_header("Authorization", f"Bearer {self.token}")
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return bytes(answer.read())
 
     def _start(self) -> None:

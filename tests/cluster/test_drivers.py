@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # Ray's own log files
 ]
 
@@ -74,11 +74,11 @@ def test_a_driver_may_run_anywhere_and_ctrl_c_leaves_no_worker_behind(tmp_path, 
     driver, pids = started_driver(tmp_path, *([cluster.client_address] if joins else []))
     try:
         os.killpg(driver.pid, signal.SIGINT)
-        _, errors = driver.communicate(timeout=60)
+        _, errors = driver.communicate(timeout=180)
     finally:
         driver.kill()
     assert errors.rstrip().endswith("KeyboardInterrupt")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while any(os.path.exists(f"/proc/{pid}") for pid in pids):
         assert time.monotonic() < deadline, "a worker outlives its driver"
         time.sleep(0.1)

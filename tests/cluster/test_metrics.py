@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tests.orchestrator.recipes import FakeRecipe
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
 ]
 
@@ -30,9 +31,19 @@ FIGURES = {
 }
 
 
+EXPECTED = {
+    "namm_generation": 7.0,
+    "namm_generation_seconds": 3.5,
+    "namm_fitness_best": 0.9,
+    "namm_kept_ratio_mean": 0.25,
+    "namm_workers": 1.0,
+    "namm_units_done_total": 5.0,
+}
+
+
 def samples(port: int) -> dict[str, float]:
     """Our metrics on a machine's page, by name without Ray's prefix; those of the run ``first``."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as page:
         text = page.read().decode()
     found = re.findall(r'^ray_(namm_\w+)\{[^}]*run="first"[^}]*\} (\S+)$', text, flags=re.MULTILINE)
     return {name: float(value) for name, value in found}
@@ -48,15 +59,12 @@ def test_every_metric_that_is_documented_is_scraped_with_its_value():
         list(fleet.score(units(count=5)))
         fleet.show(FIGURES)
         port = ray.nodes()[0]["MetricsExportPort"]
-        deadline = time.monotonic() + 90
-        while set(found := samples(port)) < {
-            name for name in NAMES if name not in ("namm_worker_deaths_total", "namm_retries_total")
-        }:
+        deadline = time.monotonic() + 300
+        found: dict[str, float] = {}
+        while not found.items() >= EXPECTED.items():  # they arrive some seconds late, not all at once
             assert time.monotonic() < deadline, found
             time.sleep(1)
+            with suppress(OSError):  # a busy agent answers late
+                found = samples(port)
     assert set(found) <= set(NAMES)
-    expected = {"namm_generation": 7.0, "namm_generation_seconds": 3.5, "namm_fitness_best": 0.9}
-    assert (
-        found.items()
-        >= {**expected, "namm_kept_ratio_mean": 0.25, "namm_workers": 1.0, "namm_units_done_total": 5.0}.items()
-    )
+    assert set(NAMES) - set(EXPECTED) == {"namm_worker_deaths_total", "namm_retries_total"}

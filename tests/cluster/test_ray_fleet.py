@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -21,7 +23,7 @@ from workers.unit import ScoredUnit
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # Ray's own log files
 ]
 
@@ -62,7 +64,7 @@ def in_process(generation=0, count=COUNT):
 
 def loaded_workers(fleet, count):
     """Wait until that many workers are loaded; only rounds take in news, so play some."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(fleet.worker_pids()) < count and time.monotonic() < deadline:
         list(fleet.score(units(count=1)))
     return fleet.worker_pids()
@@ -142,6 +144,18 @@ def test_a_recipe_that_cannot_be_built_is_told_once(settings):
         list(fleet.score(units()))
 
 
+def test_waiting_for_the_first_worker_needs_no_units_and_tells_what_is_missing(settings):
+    with RayFleet(FakeRecipe(), settings) as fleet:
+        fleet.wait_for_a_worker()
+        assert fleet.worker_pids()
+        assert same(fleet.score(units()), in_process())
+    with (
+        RayFleet(BrokenRecipe(), settings) as fleet,
+        pytest.raises(FleetError, match=r"no worker can be built: .*no model in /nowhere.*\(on [\d.]+; every machine"),
+    ):
+        fleet.wait_for_a_worker()
+
+
 def test_workers_that_die_while_loading_are_not_replaced_for_ever(settings):
     with RayFleet(BrokenRecipe(is_deadly=True), settings) as fleet:
         with pytest.raises(FleetError, match="workers die while they load, 3 in a row"):
@@ -156,7 +170,7 @@ def test_a_fleet_that_waits_for_room_says_so(settings, monkeypatch, caplog):
     with RayFleet(FakeRecipe(), filling) as first, RayFleet(FakeRecipe(), filling) as second:
         list(first.score(units()))
         arriving = second.score(units())
-        threading.Timer(3.0, first._disconnect).start()
+        threading.Timer(10.0, first._disconnect).start()
         assert same(arriving, in_process())
     assert "no worker has loaded for another 0.5 s" in caplog.text
 
@@ -182,7 +196,42 @@ def test_a_worker_that_fits_on_no_machine_is_refused_at_the_start(settings, chan
     start = time.monotonic()
     with pytest.raises(FleetError, match=message), RayFleet(FakeRecipe(), dataclasses.replace(settings, **changes)):
         pass
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60, "it would wait for ever"
+
+
+VERSIONS = """
+import sys
+from collections import namedtuple
+import ray, ray.util.client
+from orchestrator.config import ClusterSettings
+from orchestrator.errors import FleetError
+from orchestrator.fleet import RayFleet
+from tests.orchestrator.recipes import FakeRecipe
+
+if sys.argv[2] == "ray":
+    ray.__version__ = "2.0.0"
+else:
+    sys.version_info = namedtuple("Version", "major minor micro releaselevel serial")(3, 9, 1, "final", 0)
+try:
+    with RayFleet(FakeRecipe(), ClusterSettings(address=sys.argv[1])):
+        pass
+except FleetError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("library", "version"), [("ray", "2.0.0"), ("python", "3.9.1")])
+@pytest.mark.parametrize("through", ["address", "client_address"])
+def test_a_cluster_of_another_version_is_named_with_the_remedy(cluster, library, version, through):
+    """The process says of itself that it is older; it is Ray that compares."""
+    address = getattr(cluster, through)
+    done = subprocess.run(
+        [sys.executable, "-c", VERSIONS, address, library], capture_output=True, text=True, check=True, timeout=200
+    )
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"cannot join the cluster {address}, which runs other versions than this process: ")
+    assert version in line
+    assert "install its versions of Ray and Python here" in line
 
 
 def test_losing_a_machine_blames_no_unit(cluster, settings):
@@ -196,28 +245,68 @@ def test_losing_a_machine_blames_no_unit(cluster, settings):
         cluster.remove_node(machine, allow_graceful=False)
         result += arriving
         assert same(result, in_process())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not fleet.stats().deaths:
             assert same(fleet.score(units()), in_process())
             assert time.monotonic() < deadline
         assert fleet.stats().deaths == 1
 
 
+def give_notice(machine):
+    """What ``ray drain-node`` says of a spot machine that is about to go."""
+    from ray._private.worker import global_worker
+    from ray.core.generated import autoscaler_pb2
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    in_two_minutes = time.time_ns() // 1_000_000 + 120_000
+    is_accepted, why = global_worker.gcs_client.drain_node(machine.node_id, reason, "spot", in_two_minutes)
+    assert is_accepted, why
+
+
+def test_a_machine_that_was_given_notice_gets_no_more_units_and_its_worker_a_successor(cluster, settings):
+    """Each worker fills a machine, so that the successor can only be on the one that joins."""
+    going = cluster.add_node(num_cpus=HEAD_CPUS)
+    with RayFleet(FakeRecipe(seconds=0.1), dataclasses.replace(settings, cpus_per_worker=HEAD_CPUS)) as fleet:
+        former = loaded_workers(fleet, 2)
+        arriving = fleet.score(units())
+        result = [next(arriving)]
+        give_notice(going)
+        coming = cluster.add_node(num_cpus=HEAD_CPUS)
+        assert same([*result, *arriving], in_process())
+        deadline = time.monotonic() + 120
+        while len(set(fleet.worker_pids().values()) - set(former.values())) < 1 or len(fleet.worker_pids()) != 2:
+            assert same(fleet.score(units(generation=1)), in_process(generation=1))
+            assert time.monotonic() < deadline, fleet.worker_pids()
+        assert (fleet.stats().deaths, fleet.stats().retries) == (0, 0), "nothing was lost, nothing is done twice"
+    for machine in (going, coming):
+        cluster.remove_node(machine, allow_graceful=False)
+
+
+def test_notice_for_the_drivers_own_machine_drains_the_run(settings, monkeypatch, caplog):
+    with RayFleet(FakeRecipe(seconds=0.1), settings) as fleet:
+        loaded_workers(fleet, 1)
+        own = fleet_module.fleet_cluster.own_machine()
+        monkeypatch.setattr(fleet_module.fleet_cluster, "leaving_machines", lambda: {own})
+        with pytest.raises(DrainedError):
+            list(fleet.score(units(count=400)))
+    assert "the driver's machine is about to go" in caplog.text
+
+
 def test_a_slow_unit_gets_a_second_copy_and_the_first_result_counts(settings, tmp_path):
-    """Unit 5 takes a minute on the worker that gets it first, and no time on the next one."""
+    """Unit 5 takes ten minutes on the worker that gets it first, and no time on the next one."""
     recipe = FakeRecipe(folder=tmp_path, slow_once=(5,))
     with RayFleet(recipe, settings) as fleet:
         loaded_workers(fleet, 2)
         start = time.monotonic()
         assert same(fleet.score(units()), in_process())
-        assert time.monotonic() - start < 50
+        assert time.monotonic() - start < 300
         assert fleet.stats() == FleetStats(workers=2, deaths=0, retries=0)
     assert len(attempts(tmp_path, units()[5].key)) == 2
 
 
 def test_a_worker_that_hangs_is_replaced(settings, tmp_path):
     recipe = FakeRecipe(folder=tmp_path, slow_once=(0,))
-    impatient = dataclasses.replace(settings, workers=1, unit_timeout_seconds=2.0)
+    impatient = dataclasses.replace(settings, workers=1, unit_timeout_seconds=20.0)
     with RayFleet(recipe, impatient) as fleet:
         assert same(fleet.score(units(count=3)), in_process(count=3))
         assert fleet.stats().deaths == 1
@@ -226,10 +315,10 @@ def test_a_worker_that_hangs_is_replaced(settings, tmp_path):
 def test_a_worker_that_hangs_beyond_its_round_is_replaced_too(settings, tmp_path):
     """Another worker scores the unit; the one that hangs would keep its accelerator for ever."""
     recipe = FakeRecipe(folder=tmp_path, slow_once=(5,))
-    with RayFleet(recipe, dataclasses.replace(settings, unit_timeout_seconds=6.0)) as fleet:
+    with RayFleet(recipe, dataclasses.replace(settings, unit_timeout_seconds=20.0)) as fleet:
         loaded_workers(fleet, 2)
         assert same(fleet.score(units()), in_process())
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 240
         while not fleet.stats().deaths:
             assert same(fleet.score(units(generation=1, count=2)), in_process(generation=1, count=2))
             assert time.monotonic() < deadline
@@ -238,18 +327,26 @@ def test_a_worker_that_hangs_beyond_its_round_is_replaced_too(settings, tmp_path
         assert len(loaded_workers(fleet, 2)) == 2
 
 
-def test_a_fleet_grows_into_machines_that_join_and_uses_them_at_once(cluster, settings):
+def test_a_fleet_grows_into_machines_that_join_and_uses_them_at_once(cluster, settings, tmp_path):
     growing = dataclasses.replace(settings, workers=(1, 3), cpus_per_worker=HEAD_CPUS)
-    with RayFleet(FakeRecipe(seconds=0.3), growing) as fleet:
-        loaded_workers(fleet, 1)
-        arriving = fleet.score(units(count=48))
+    recipe = FakeRecipe(folder=tmp_path, seconds=0.3, hurry=tmp_path / "hurry")
+    with RayFleet(recipe, growing) as fleet:
+        (first,) = loaded_workers(fleet, 1).values()
+        arriving = fleet.score(units(count=600))
         result = [next(arriving)]
         assert len(fleet.worker_pids()) == 1
         machine = cluster.add_node(num_cpus=HEAD_CPUS)
+        while len(fleet.worker_pids()) == 1:
+            result.append(next(arriving))
+        open_units = [unit.key for unit in units(count=600) if not attempts(tmp_path, unit.key)]
+        (second,) = set(fleet.worker_pids().values()) - {first}
+        while not any(second in attempts(tmp_path, key) for key in open_units[:4]):
+            result.append(next(arriving))  # one of the next units is the second worker's
+        (tmp_path / "hurry").touch()
         result += arriving
         assert len(fleet.worker_pids()) == 2, "there was room for two workers, not for three"
         cluster.remove_node(machine, allow_graceful=False)
-        assert same(result, in_process(count=48))
+        assert same(result, in_process(count=600))
         assert same(fleet.score(units()), in_process()), "the fleet shrinks to what there is"
         assert len(fleet.worker_pids()) == 1
 
@@ -304,7 +401,7 @@ def test_draining_does_not_wait_for_ever(settings, tmp_path):
         fleet.drain()
         with pytest.raises(DrainedError):
             list(arriving)
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 300, "the unit in work takes ten minutes"
 
 
 def test_a_new_worker_knows_what_others_on_such_machines_had_no_room_for(settings, tmp_path):

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from orchestrator.history import read_journal
 from orchestrator.store import Store
 from tests.orchestrator.conftest import TINY
 from workers.unit import FULL_CACHE_PASS
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 SETTINGS = (
     *TINY,
@@ -45,7 +46,7 @@ def ending(folder: Path) -> dict[str, Any]:
 
 
 def run_to_its_end(folder: Path, *words: str) -> dict[str, Any]:
-    done = subprocess.run(command(folder, *words), capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command(folder, *words), capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr
     return ending(folder)
 
@@ -56,13 +57,13 @@ def in_process(tmp_path_factory) -> dict[str, Any]:
     return run_to_its_end(tmp_path_factory.mktemp("runs") / "in-process", "cluster.address=in-process")
 
 
-def started(folder: Path, generation: int, num_units: int) -> subprocess.Popen[str]:
+def started(folder: Path, generation: int, num_units: int, *settings: str) -> subprocess.Popen[str]:
     """A run in a session of its own, which has that many units of a generation on disk by now."""
     said = folder.with_suffix(".err")
     with said.open("w") as stderr:
-        words = [*command(folder, "cluster.workers=2"), "--quiet"]
+        words = [*command(folder, "cluster.workers=2", *settings), "--quiet"]
         process = subprocess.Popen(words, start_new_session=True, stderr=stderr, text=True)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while len(Store(folder).units(generation)) < num_units:
         assert process.poll() is None, said.read_text()
         assert time.monotonic() < deadline
@@ -88,13 +89,17 @@ def test_any_number_of_workers_gives_the_same_run(workers, in_process, tmp_path)
     assert run_to_its_end(tmp_path / "run", f"cluster.workers={workers}") == in_process
 
 
-def test_a_worker_killed_in_mid_generation_changes_nothing(in_process, tmp_path):
-    process = started(tmp_path / "run", generation=0, num_units=3)
-    victims = worker_pids(process.pid)
+@pytest.mark.parametrize(("workers", "kills"), [(2, 1), (8, 3)], ids=["1-of-2", "3-of-8"])
+def test_workers_killed_in_mid_generation_change_nothing(workers, kills, in_process, tmp_path):
+    folder = tmp_path / "run"
+    process = started(folder, 0, 3, f"cluster.workers={workers}", "cluster.cpus_per_worker=0.25")
+    victims = worker_pids(process.pid)[:kills]
     assert victims
-    os.kill(victims[0], signal.SIGKILL)
-    assert process.wait(timeout=200) == 0, (tmp_path / "run.err").read_text()
-    assert ending(tmp_path / "run") == in_process
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    assert process.wait(timeout=400) == 0, (tmp_path / "run.err").read_text()
+    assert ending(folder) == in_process
+    assert read_journal(folder).generations[-1].metrics["cluster/deaths"] >= 1
 
 
 @pytest.mark.parametrize(("generation", "num_units"), [(FULL_CACHE_PASS, 2), (1, 5)])

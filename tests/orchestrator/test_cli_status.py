@@ -1,8 +1,6 @@
 """``namm status``: where a run stands at this moment, from its folder alone."""
 
 import json
-import threading
-import time
 
 import pytest
 
@@ -132,19 +130,10 @@ def test_a_folder_without_a_run_is_told_in_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_watching_ends_with_the_run(options, alive, monkeypatch, capsys):
-    monkeypatch.setattr(status_module, "SECONDS_BETWEEN_LOOKS", 0.02)
-
-    def go_on():
-        for unit in range(2):
-            time.sleep(0.2)
-            put_units(alive, 1, unit + 1)
-        time.sleep(0.2)
-        close(alive)
-
-    thread = threading.Thread(target=go_on)
-    thread.start()
+    steps = [lambda: put_units(alive, 1, 1), lambda: None, lambda: put_units(alive, 1, 2), lambda: close(alive)]
+    monkeypatch.setattr(status_module.time, "sleep", lambda _: steps.pop(0)())  # what happens between two looks
     assert main(["status", str(alive), "--watch", *options]) == 0
-    thread.join()
+    assert steps == []
     captured = capsys.readouterr()
     lines = [line.partition(" units")[0] for line in captured.err.splitlines()]
     assert lines == [f"1/2 generations  generation 2: {done} of 2" for done in range(3)]

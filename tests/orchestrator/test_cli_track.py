@@ -153,6 +153,7 @@ def test_a_server_that_goes_away_in_between_is_one_line_and_the_next_time_adds_t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_search_outlives_its_server_and_an_empty_one_gets_the_same_run(empty_database, tmp_path, capsys):  # noqa: F811
     """The server is killed in mid-run and comes back; the run neither waits for it nor loses or doubles a point."""
     servers = []
@@ -160,7 +161,7 @@ def test_a_search_outlives_its_server_and_an_empty_one_gets_the_same_run(empty_d
         (tmp_path / name).mkdir()
         servers.append(MlflowServer(tmp_path / name, shutil.copy(empty_database, tmp_path / name / "server.db")))
     own, empty = servers
-    folder, generations = tmp_path / "runs" / "watched", 40
+    folder, generations = tmp_path / "runs" / "watched", 60
     words = [*TINY, "tracking.enabled=true", f"tracking.uri={own.uri}", "tracking.experiment=tests"]
     words += [f"search.generations={generations}", "--run", str(folder), "--quiet"]
 
@@ -168,7 +169,7 @@ def test_a_search_outlives_its_server_and_an_empty_one_gets_the_same_run(empty_d
         return len(read_journal(folder).generations) if (folder / "journal").exists() else 0
 
     def wait_for(count):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while num_generations() < count:
             assert driver.poll() is None
             assert time.monotonic() < deadline
@@ -181,7 +182,7 @@ def test_a_search_outlives_its_server_and_an_empty_one_gets_the_same_run(empty_d
         own.kill()
         wait_for(num_generations() + 5)
         own.start()
-        assert driver.wait(100) == 0
+        assert driver.wait(300) == 0
         # On a busy machine the run may end before the server is up: then the rest goes out with the next start.
         assert main(["resume", str(folder), "--quiet"]) == 0
         original = content(Seen(own.uri))

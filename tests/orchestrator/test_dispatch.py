@@ -17,6 +17,7 @@ from orchestrator.dispatch import (
     UnitFailed,
     UnitScored,
     UnitSlow,
+    WorkerLeaving,
     WorkerLost,
     WorkerReady,
 )
@@ -259,6 +260,39 @@ def test_draining_before_the_first_unit_ends_at_once(dispatching):
     assert dispatching("a").handle(DrainAsked()) == [Drained()]
 
 
+def test_a_worker_that_is_leaving_gives_back_what_it_has_and_gets_nothing_more(dispatching):
+    dispatch = dispatching("abcdef")
+    dispatch.handle(WorkerReady(0))
+    assert dispatch.handle(WorkerLeaving(0)) == []
+    assert dispatch.handle(UnitScored(0, "a")) == []
+    assert dispatch.handle(UnitScored(0, "b")) == []
+    assert dispatch.handle(WorkerReady(1)) == [Score(1, "c"), Score(1, "d")]
+    assert dispatch.num_retries == 0
+
+
+def test_notice_for_a_worker_that_is_not_ready_yet_is_remembered(dispatching):
+    dispatch = dispatching("ab")
+    assert dispatch.handle(WorkerLeaving(0)) == []
+    assert dispatch.handle(WorkerReady(0)) == []
+
+
+def test_a_leaving_worker_does_not_keep_the_only_other_one_from_a_unit_that_raised_there(dispatching):
+    dispatch = dispatching("ab", num_workers=2)
+    dispatch.handle(WorkerReady(0))
+    dispatch.handle(WorkerReady(1))
+    dispatch.handle(WorkerLeaving(1))
+    dispatch.handle(UnitScored(1, "b"))
+    assert dispatch.handle(UnitFailed(0, "a", "raised")) == [Score(0, "a")]
+
+
+def test_a_leaving_worker_that_is_lost_first_is_replaced_and_its_units_are_tried_again(dispatching):
+    dispatch = dispatching("abc")
+    dispatch.handle(WorkerReady(0))
+    dispatch.handle(WorkerLeaving(0))
+    assert dispatch.handle(WorkerLost(0, "gone", with_its_machine=True)) == [Replace(0)]
+    assert dispatch.handle(WorkerReady(1)) == [Score(1, "a"), Score(1, "b")]
+
+
 def test_units_need_different_keys():
     with pytest.raises(ValueError, match="3 units have only 2 different keys"):
         Dispatch(["a", "b", "a"], num_workers=1, attempts_per_unit=2)
@@ -268,13 +302,24 @@ class Simulation:
     """A fleet in virtual time: units take a while, raise or kill; workers die and are replaced after a delay."""
 
     def __init__(
-        self, durations, *, workers, deadly=(), raising=(), deaths=(), delay=1.0, patience=None, drain_at=None
+        self,
+        durations,
+        *,
+        workers,
+        deadly=(),
+        raising=(),
+        deaths=(),
+        notices=(),
+        delay=1.0,
+        patience=None,
+        drain_at=None,
     ):
         self.durations = durations
         self.patience = patience
         self.deadly, self.raising = set(deadly), set(raising)
         self.dispatch = Dispatch(list(durations), num_workers=workers, attempts_per_unit=2)
         self.queues = {}
+        self.leaving = set()
         self.scored, self.quarantined, self.blamed = [], [], []
         self.is_finished = self.is_drained = False
         self.now = 0.0
@@ -286,6 +331,8 @@ class Simulation:
             self._at(0.1 * i, self._arrive)
         for time, with_machine in deaths:
             self._at(time, self._die_at_random, with_machine)
+        for time in notices:
+            self._at(time, self._give_notice)
         if drain_at is not None:
             self._at(drain_at, self._drain)
 
@@ -304,8 +351,9 @@ class Simulation:
         self.dispatch.validate()
         for command in commands:
             self._obey(command)
-        idle = [worker for worker, queue in self.queues.items() if not queue]
+        idle = [worker for worker, queue in self.queues.items() if not queue and worker not in self.leaving]
         for command in commands:
+            assert not (isinstance(command, Score) and command.worker in self.leaving)
             if isinstance(command, Score) and self.queues[command.worker][0] != command.key:
                 assert not idle or self.raising, "a unit was queued while another worker was idle"
 
@@ -318,6 +366,8 @@ class Simulation:
                     self._begin(worker)
             case Replace(worker):
                 assert worker not in self.queues
+                if worker in self.leaving:
+                    return  # another is on its way already
                 self._at(self.now + self.delay, self._arrive)
             case Quarantine(key):
                 self.quarantined.append(key)
@@ -366,6 +416,15 @@ class Simulation:
         if self.queues:
             self._die(sorted(self.queues)[int(10 * self.now) % len(self.queues)], with_machine)
 
+    def _give_notice(self):
+        """A worker is told to go, and another begins to load in its place."""
+        staying = sorted(self.queues.keys() - self.leaving)
+        if staying:
+            worker = staying[int(10 * self.now) % len(staying)]
+            self.leaving.add(worker)
+            self._at(self.now + self.delay, self._arrive)
+            self._tell(WorkerLeaving(worker))
+
     def _die(self, worker, with_machine):
         self.blamed += self.queues.pop(worker)[:1]
         self._tell(WorkerLost(worker, "died", with_machine))
@@ -377,10 +436,11 @@ def schedules(draw):
     keys = [f"u{i}" for i in range(len(durations))]
     return Simulation(
         dict(zip(keys, durations, strict=True)),
-        workers=draw(st.integers(1, 6)),
+        workers=draw(st.integers(1, 6) | st.sampled_from([8, 64])),
         deadly=draw(st.lists(st.sampled_from(keys), max_size=2)),
         raising=draw(st.lists(st.sampled_from(keys), max_size=2)),
         deaths=draw(st.lists(st.tuples(st.floats(0, 20), st.booleans()), max_size=12)),
+        notices=draw(st.lists(st.floats(0, 20), max_size=6)),
         delay=draw(st.sampled_from([0.0, 0.3, 5.0])),
         patience=draw(st.sampled_from([None, 0.2, 2.0])),
         drain_at=draw(st.none() | st.floats(0, 20)),

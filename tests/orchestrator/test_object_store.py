@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_an_interrupt_during_a_write_leaves_the_whole_file_and_nothing_under_way
     upload = type(folder)._upload
 
     def slow_upload(itself, name, content):
-        time.sleep(0.3)
+        time.sleep(2.0)
         upload(itself, name, content)
 
     def interrupt(*_):
@@ -236,11 +237,14 @@ def test_units_are_uploaded_side_by_side_and_are_there_when_asked_for(run_addres
     store, units = Store(run_address), [scored_unit(candidates=(number, number + 1)) for number in range(40)]
     kind = type(folder_at(run_address))
     upload, under_way, most = kind._upload, set(), []
+    are_many = threading.Event()  # the first ones wait for company, however slow the machine is
 
     def watched(itself, name, content):
         under_way.add(name)
         most.append(len(under_way))
-        time.sleep(0.02)
+        if len(under_way) > 8:
+            are_many.set()
+        are_many.wait(60)
         upload(itself, name, content)
         under_way.discard(name)
 
