@@ -45,15 +45,12 @@ class FullCacheLibrary:
     @classmethod
     def beside(cls, folder: Folder, config: RunConfig) -> FullCacheLibrary:
         """The library of the runs beside a run folder, for one configuration."""
-        above, _, _ = folder.address.rstrip("/").rpartition("/")
-        root, shared = f"{above or '.'}/{NAME}", full_cache_settings(config)
-        first = config.tasks_at(0)
-        return cls(
-            {
-                task.name: Store(f"{root}/{full_cache_hash(shared, task, has_statistics=task.name in first)[:16]}")
-                for task in config.tasks
-            }
-        )
+        root = folder.beside(NAME)  # with the credentials and options of the run folder's own address
+        if root is None:
+            return cls()
+        shared, first = full_cache_settings(config), config.tasks_at(0)
+        hashes = {task.name: full_cache_hash(shared, task, has_statistics=task.name in first) for task in config.tasks}
+        return cls({name: Store(root.within(digest[:16])) for name, digest in hashes.items()})
 
     def through(self, own: Store, units: Sequence[Unit], score: Callable[[], list[ScoredUnit]]) -> list[ScoredUnit]:
         """What ``score`` returns, after the library's units were put into the run's own store; new ones are kept.

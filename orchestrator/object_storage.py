@@ -65,6 +65,14 @@ class _ObjectFolder(Folder):
     def within(self, name: str) -> Folder:
         return _ObjectFolder(self._filesystem, self._full(name), self.place(name))
 
+    def beside(self, name: str) -> Folder | None:
+        above, mark, _ = self._path.rpartition("/")
+        if not mark:
+            return None
+        front, question, options = self.address.partition("?")
+        shown = f"{front.rstrip('/').rpartition('/')[0]}/{name}{question}{options}"
+        return _ObjectFolder(self._filesystem, f"{above}/{name}", shown)
+
     def exists(self, name: str = "") -> bool:
         with self._refusals("read", name):
             is_there = bool(self._filesystem.get_file_info(self._full(name)).type != FileType.NotFound)

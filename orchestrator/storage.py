@@ -105,6 +105,10 @@ class Folder(ABC):
         """A folder within."""
 
     @abstractmethod
+    def beside(self, name: str) -> Folder | None:
+        """A folder next to this one; None where this one is a whole bucket."""
+
+    @abstractmethod
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file or folder; by default, the folder itself."""
 
@@ -214,6 +218,10 @@ class LocalFolder(Folder):
     def within(self, name: str) -> Folder:
         """A folder within."""
         return LocalFolder(self.path / name)
+
+    def beside(self, name: str) -> Folder:
+        """A folder next to this one."""
+        return LocalFolder(self.path.absolute().parent / name)
 
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file or folder."""

@@ -347,8 +347,10 @@ def test_a_fleet_grows_into_machines_that_join_and_uses_them_at_once(cluster, se
         assert len(fleet.worker_pids()) == 2, "there was room for two workers, not for three"
         cluster.remove_node(machine, allow_graceful=False)
         assert same(result, in_process(count=600))
-        assert same(fleet.score(units()), in_process()), "the fleet shrinks to what there is"
-        assert len(fleet.worker_pids()) == 1
+        deadline = time.monotonic() + 240
+        while len(fleet.worker_pids()) > 1:  # the fleet shrinks to what there is
+            assert same(fleet.score(units()), in_process())
+            assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.5, 4), (1.0, 2), (2.0, 1)])

@@ -103,6 +103,13 @@ def test_a_run_folder_may_be_a_whole_bucket(server):
     assert read_journal(address).is_closed
 
 
+def test_what_runs_share_lies_beside_them_on_the_same_store(run_address):
+    """The address of the store goes with it: what it says after the question mark, and its credentials."""
+    folder_at(run_address).beside("shared").write("some", b"whole")
+    assert folder_at(run_address.replace("/runs/first?", "/runs/shared?")).read("some") == b"whole"
+    assert folder_at(run_address.replace("/runs/first?", "?")).beside("shared") is None
+
+
 def test_an_interrupt_during_a_write_leaves_the_whole_file_and_nothing_under_way(run_address, monkeypatch):
     folder = folder_at(run_address)
     upload = type(folder)._upload

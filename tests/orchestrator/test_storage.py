@@ -32,6 +32,7 @@ def test_paths_are_folders_on_a_disk(place: str | Path, path: str) -> None:
     assert isinstance(folder, LocalFolder)
     assert (folder.path, folder.address) == (Path(path), path)
     assert folder_at(folder) is folder
+    assert folder.beside("full-cache").path == Path(path).absolute().parent / "full-cache"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,9 @@ def test_addresses_are_folders_in_a_bucket_and_show_no_secret(address: str, name
     folder = folder_at(address)
     assert (folder.name, folder.place("champion")) == (name, champion)
     assert folder.within("champion").address == champion
+    beside = folder.beside("full-cache")
+    expected = champion.replace("first/champion", "full-cache") if name else None
+    assert (beside.address if beside else None) == expected
     assert "secret" not in str(folder)
     assert folder.desk.parent == Path("runs")
     assert folder.desk != folder_at(address.replace("bucket", "basket")).desk
