@@ -191,8 +191,8 @@ def _add_evaluate(commands: Commands[Parser]) -> None:
     parser.add_argument(
         "--tasks",
         metavar="TASK,TASK",
-        help="other tasks: facts_prose, facts_code, a suite (longbench), a task of one (longbench/qasper), and with a "
-        "length where it needs one (ruler-4096/niah_single_1)",
+        help="other tasks: facts_prose, text_kv-2048, a suite (longbench), a task of one (longbench/qasper), and with "
+        "a length where it needs one (ruler-4096/niah_single_1)",
     )
     parser.add_argument("--data", metavar="DIR", help="where suites are staged (default: $NAMM_TASKS)")
     parser.add_argument("--profile", choices=("lm_eval", "paper"), default="lm_eval", help="how suites are asked")

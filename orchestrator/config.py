@@ -14,16 +14,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import Discriminator
 
 from orchestrator import presets
 from orchestrator.errors import ConfigError
-from tasks.registry import GeneratedTaskSettings, TaskSettings, task_settings
+from tasks.registry import SIZED, TaskSettings, task_settings
 from workers.memory.specs import NammSettings, RivalName
 from workers.settings import ModelSettings, PromptSettings
 from workers.unit import Score
+from workers.warm_start import WarmStartSettings
 
 
 def _require(holds: bool, key: str, allowed: str, value: object) -> None:
@@ -65,12 +67,21 @@ class SearchSettings:
     """Whether CMA adapts variances only; full covariance costs quadratic time and space in the genome."""
     initial_genome: str | None = None
     """Folder of a saved memory to start from; None starts from zeros."""
+    warm_start: WarmStartSettings | None = None
+    """Fits the genome to start from to the attention that later queries pay, before the first generation."""
 
     def __post_init__(self) -> None:
         _require(bool(self.optimizer), "search.optimizer", "the name of an optimizer", self.optimizer)
         _require(self.population >= 2, "search.population", "at least 2", self.population)
         _require(0.0 < self.sigma < math.inf, "search.sigma", "positive and finite", self.sigma)
         _require(self.generations >= 1, "search.generations", "at least 1", self.generations)
+        allowed = "null with search.warm_start, which fits a genome of its own"
+        _require(
+            self.warm_start is None or self.initial_genome is None,
+            "search.initial_genome",
+            allowed,
+            self.initial_genome,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +93,10 @@ class FitnessSettings:
     of what was decoded."""
     kept_price: float = 0.0
     """Fitness paid for keeping the whole cache, in units of the full-cache score; 0 for no price."""
+    kept_target: float = 0.0
+    """Kept ratio up to which nothing is paid: less is not worth more. 0 pays for every token."""
+    price_ramp: int = 0
+    """Generations over which the price rises from nothing, evenly, to ``kept_price``; 0 asks all from the first."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of a task in the fitness, by its name; 1 for tasks that are not named."""
 
@@ -89,6 +104,15 @@ class FitnessSettings:
         for name, weight in self.weights.items():
             _require(0.0 < weight < math.inf, f"fitness.weights.{name}", "above 0 and finite", weight)
         _require(0.0 <= self.kept_price < math.inf, "fitness.kept_price", "at least 0 and finite", self.kept_price)
+        _require(0.0 <= self.kept_target < 1.0, "fitness.kept_target", "at least 0 and below 1", self.kept_target)
+        _require(self.price_ramp >= 0, "fitness.price_ramp", "at least 0", self.price_ramp)
+        for name, value in (("kept_target", self.kept_target), ("price_ramp", self.price_ramp)):
+            allowed = "0 where fitness.kept_price is 0: without a price there is nothing to shape"
+            _require(self.kept_price > 0 or value == 0, f"fitness.{name}", allowed, value)
+
+    def price_at(self, generation: int) -> float:
+        """The price that a generation pays."""
+        return self.kept_price * min(1.0, (generation + 1) / self.price_ramp) if self.price_ramp else self.kept_price
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +246,7 @@ class RunConfig:
         for name, count in Counter(task.name for task in self.tasks).items():
             _require(count == 1, "tasks", "different in kind or length", f"{count} named {name}")
         for index, task in enumerate(self.tasks):
-            if isinstance(task, GeneratedTaskSettings):
+            if isinstance(task, SIZED):
                 allowed = f"at least memory.update_every ({self.memory.update_every}), or nothing is ever forgotten"
                 _require(task.length >= self.memory.update_every, f"tasks.{index}.length", allowed, task.length)
         self._check_stages()
@@ -253,8 +277,21 @@ class RunConfig:
         return tuple(task.name for task in self.tasks if task.name not in later)
 
 
-NOT_DECIDING = ("cluster", "tracking", "evaluation", "search.generations", "model.max_memory")
+NOT_DECIDING = ("cluster", "tracking", "evaluation", "search.generations", "model.max_memory", "model.sha256")
 """Settings that leave the trajectory as it is: a run may be resumed with others."""
+
+SINCE: Mapping[str, Any] = MappingProxyType(
+    {
+        "memory.layout": None,
+        "memory.offsets": False,
+        "memory.lookahead": 0,
+        "memory.choice": "network",
+        "search.warm_start": None,
+        "fitness.kept_target": 0.0,
+        "fitness.price_ramp": 0,
+    }
+)
+"""Settings that came later, with the value that leaves them off: runs of before do not have them, and may go on."""
 
 
 def load_config(path_or_preset_name: str | PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
@@ -340,4 +377,5 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
         key: value
         for key, value in presets.flatten(settings).items()
         if not any(key == excluded or key.startswith(f"{excluded}.") for excluded in NOT_DECIDING)
+        and not (key in SINCE and value == SINCE[key])
     }

@@ -154,7 +154,7 @@ def run_generation(parts: Parts, full: FullCachePass) -> None:
     asked = time.monotonic()
     scored = _scored_or_declared(parts, units, full)
     scored_at = time.monotonic()
-    fitness = losses(scored, full.scores, config.fitness, config.search.population)
+    fitness = losses(scored, full.scores, config.fitness, config.search.population, generation)
     parts.store.commit_generation(generation, genomes, fitness)
     record = GenerationRecord(
         generation=generation,

@@ -60,7 +60,7 @@ class GenerationFitness:
     """Columns ``[population]`` float64 of a generation: means over the tasks, by their weights."""
 
     loss: Losses
-    """What the search is told, lower is better: ``-(ratio - kept_price * kept_ratio)``."""
+    """What the search is told, lower is better: ``-(ratio - price * max(kept_ratio - kept_target, 0))``."""
     ratio: Losses
     """As in ``TaskFitness``; 1 is as good as the full cache."""
     exact: Losses
@@ -116,7 +116,11 @@ class FullCacheScores:
 
 
 def losses(
-    scored: Iterable[ScoredUnit], full: FullCacheScores, settings: FitnessSettings, population: int
+    scored: Iterable[ScoredUnit],
+    full: FullCacheScores,
+    settings: FitnessSettings,
+    population: int,
+    generation: int = 0,
 ) -> GenerationFitness:
     """Reduce a generation's scores.
 
@@ -125,6 +129,7 @@ def losses(
         full: the full cache's scores on (at least) the same examples.
         settings: which score counts, and the price of a kept token.
         population: number of candidates.
+        generation: which one, for a price that rises.
 
     Raises:
         NammError: a (candidate, task, example) is missing or there twice, or a full-cache score is missing or too
@@ -144,7 +149,7 @@ def losses(
     ratio = over_tasks(lambda task: task.ratio)
     kept_ratio = over_tasks(lambda task: task.kept_ratio)
     return GenerationFitness(
-        loss=-(ratio - settings.kept_price * kept_ratio),
+        loss=-(ratio - settings.price_at(generation) * np.maximum(kept_ratio - settings.kept_target, 0.0)),
         ratio=ratio,
         exact=over_tasks(lambda task: task.exact),
         graded=over_tasks(lambda task: task.graded),

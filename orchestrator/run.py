@@ -25,21 +25,24 @@ from orchestrator.fleet import Fleet, fleet_for
 from orchestrator.full_cache import FullCacheLibrary
 from orchestrator.journal import Journal, has_run, read_journal, require_same_run
 from orchestrator.provenance import best_rivals, origin_of
-from orchestrator.readiness import available, require_pool, require_room
+from orchestrator.readiness import available, require_layout, require_pool, require_room
 from orchestrator.report import TableRow, tabulate
 from orchestrator.search import Search
-from orchestrator.storage import Folder, LocalFolder, Place, folder_at
+from orchestrator.storage import Folder, LocalFolder, Place, folder_at, local_copy
 from orchestrator.store import Store
 from orchestrator.tracking import Tracker, check_tracking
 from tasks.identity import data_digest
-from tasks.registry import GeneratedTaskSettings, TaskSettings
+from tasks.registry import SIZED, TaskSettings
 from tasks.task import Split
+from workers.checksum import require_checksum
 from workers.evaluator import EvaluatorRecipe
 from workers.language_model import model_folder
 from workers.memory.errors import MemoryFileError
 from workers.memory.pretrained import PretrainedMemory
+from workers.memory.specs import NammSpec
+from workers.warm_start import warm_start
 
-SUMMARY, CHAMPION = "summary.json", "champion"
+SUMMARY, CHAMPION, WARM_START = "summary.json", "champion", "warm-start"
 SUMMARY_VERSION = 1
 CONTROL_EXAMPLES = 16
 """Training examples on which the control's head is chosen."""
@@ -63,7 +66,6 @@ def run(
     seconds: dict[str, float] = {}
     folder = folder_at(place)
     initial = check(config, folder, takeover=takeover)
-    search = Search(config.search, config.memory.genome_size, config.seed, initial)
     with ExitStack() as stack:
         with _timed(seconds, "start"):
             fleet = stack.enter_context(fleet_for(worker_recipe(config), config.cluster, folder.name))
@@ -76,6 +78,9 @@ def run(
         data = data_record.describe(config.tasks)
         data_record.keep(folder, data)
         log_tasks(data, tracker)
+        with _timed(seconds, "warm start"):
+            initial = warm_genome(config, folder) if config.search.warm_start else initial
+        search = Search(config.search, config.memory.genome_size, config.seed, initial)
         for record in journal.generations():  # a driver that was killed may have committed what it did not log
             tracker.log_metrics(record.generation, record.metrics, record.timestamp_ms)
         parts = Parts(
@@ -105,11 +110,12 @@ def run(
 
 def check(config: RunConfig, folder: Folder, *, takeover: bool = False) -> Any:
     """Everything that can be found wrong before a process starts or a file is written; returns the initial genome."""
-    model_folder(config.model.path_or_id)
+    require_checksum(config.model, model_folder(config.model.path_or_id))
     if not takeover:
         require_no_driver(folder)
     require_same_run(folder, config_hash(config), config_to_dict(config))
     _require_generations_to_come(config, folder)
+    require_layout(config.memory, config.model)
     require_same_data(folder, data_record.describe(config.tasks))
     _require_examples(config)
     folder.require_writable()
@@ -159,16 +165,14 @@ def evaluation_tasks(config: RunConfig) -> list[TaskSettings]:
         resized.name: resized
         for length in config.evaluation.lengths
         for task in config.tasks
-        for resized in [dataclasses.replace(task, length=length) if isinstance(task, GeneratedTaskSettings) else task]
+        for resized in [dataclasses.replace(task, length=length) if isinstance(task, SIZED) else task]
     }
     return list(tasks.values())
 
 
 def table_lengths(config: RunConfig) -> dict[str, int | None]:
     """Document length of each task of the table; None where examples differ."""
-    return {
-        task.name: task.length if isinstance(task, GeneratedTaskSettings) else None for task in evaluation_tasks(config)
-    }
+    return {task.name: task.length if isinstance(task, SIZED) else None for task in evaluation_tasks(config)}
 
 
 def evaluation_plan(config: RunConfig) -> EvaluationPlan:
@@ -184,13 +188,31 @@ def evaluation_plan(config: RunConfig) -> EvaluationPlan:
     )
 
 
+def warm_genome(config: RunConfig, folder: Folder) -> Any:
+    """The genome that the search starts from: fitted once, and then kept with the run, whoever goes on with it."""
+    if not folder.exists(f"{WARM_START}/config.json"):
+        assert config.search.warm_start is not None
+        evaluator = worker_recipe(config).build()
+        found = warm_start(evaluator, config.tasks_at(0), config.memory, config.search.warm_start, config.seed)
+        spec = NammSpec(settings=config.memory, normalisation=found.normalisation)
+        story = {"model": config.model.path_or_id, "warm_start": {"agreement": found.agreement}}
+        save_memory(folder, WARM_START, PretrainedMemory(spec, found.genome, story))
+    with local_copy(folder.within(WARM_START)) as path:
+        return PretrainedMemory.from_pretrained(path).genome
+
+
 def save_champion(folder: Folder, memory: PretrainedMemory) -> None:
     """Write the mean genome as a memory that others can load, with its card."""
+    save_memory(folder, CHAMPION, memory)
+
+
+def save_memory(folder: Folder, name: str, memory: PretrainedMemory) -> None:
+    """Write a memory that others can load, with its card, to the folder ``name`` of a run."""
     with tempfile.TemporaryDirectory() as saved:
         memory.save_pretrained(saved)
         # The genome first: whoever finds config.json finds a whole memory.
         for path in sorted(Path(saved).iterdir(), key=lambda path: path.name == "config.json"):
-            folder.write(f"{CHAMPION}/{path.name}", path.read_bytes())
+            folder.write(f"{name}/{path.name}", path.read_bytes())
 
 
 def summarise(parts: Parts, evolved: Evolved, champion: PretrainedMemory) -> tuple[dict[str, Any], list[TableRow]]:

@@ -85,6 +85,8 @@ DRAFTS: Mapping[CorpusTaskKind, Callable[[np.random.Generator, TextPool], Draft]
 )
 
 MIN_LENGTH = 512
+MODEL_TOKENIZER = "model"
+"""Value of ``tokenizer`` that stands for the tokenizer of the model."""
 TOKENS_PER_QUESTION = 64
 """Room that settings must leave for a question and its answer; half of it is more than most need."""
 _SPLIT_NUMBERS: Mapping[Split, int] = MappingProxyType({"train": 0, "heldout": 1})
@@ -105,8 +107,10 @@ class CorpusTaskSettings:
     """Questions asked about a document, drawn with replacement."""
     seed: int = 0
     """Decides every example together with split and index."""
-    tokenizer: str | None = None
-    """Folder with the ``tokenizer.json`` that tokens are counted with; None counts pieces of words, roughly."""
+    tokenizer: str | None = "model"
+    """What tokens are counted with. ``model``: the tokenizer of whichever model is asked. A folder: the
+    ``tokenizer.json`` there, which must be the model's too. None: pieces of words, which are the same for all models,
+    and a twelfth to a sixth fewer than a byte-pair tokenizer's tokens."""
     corpus: str | None = None
     """Folder of text; None for the standard library of the Python that runs."""
     corpus_sha256: str | None = None
@@ -182,11 +186,24 @@ class CorpusTask:
         return Example(self.name, split, index, document.text, pieces(document))
 
 
-def build_corpus_task(settings: CorpusTaskSettings) -> CorpusTask:
+def build_corpus_task(settings: CorpusTaskSettings, count_tokens: CountTokens | None = None) -> CorpusTask:
     """The task that ``settings`` describe; reads the corpus.
+
+    Args:
+        settings: which task.
+        count_tokens: of the model, for ``tokenizer: model``.
 
     Raises:
         TaskError: the corpus or the tokenizer is missing, or the corpus is not the expected one.
+    """
+    return CorpusTask(settings, corpus_of_task(settings), _counter(settings, count_tokens))
+
+
+def corpus_of_task(settings: CorpusTaskSettings) -> Corpus:
+    """The text that a task is made of.
+
+    Raises:
+        TaskError: it is missing, or not the expected one.
     """
     corpus = read_corpus(Path(settings.corpus).expanduser() if settings.corpus else None)
     expected = settings.corpus_sha256
@@ -195,7 +212,15 @@ def build_corpus_task(settings: CorpusTaskSettings) -> CorpusTask:
             f"corpus_sha256 is {expected!r}, but the text of {corpus.name!r} here has {corpus.sha256}: use the same "
             "Python release or folder everywhere, or leave corpus_sha256 out"
         )
-    return CorpusTask(settings, corpus, token_counter(settings.tokenizer))
+    return corpus
+
+
+def _counter(settings: CorpusTaskSettings, of_model: CountTokens | None) -> CountTokens:
+    if settings.tokenizer != MODEL_TOKENIZER:
+        return token_counter(settings.tokenizer)
+    if of_model is None:
+        raise TaskError("tokenizer is 'model', but no model is asked here: give the folder of one, or null")
+    return of_model
 
 
 def questions(asked: Sequence[Asked], *, as_records: bool) -> tuple[Question, ...]:

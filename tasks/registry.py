@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, overload
 
+from tasks.corpus_task import CorpusTaskKind, CorpusTaskSettings, build_corpus_task
+from tasks.documents import CountTokens
 from tasks.errors import TaskError
 from tasks.generated import MIN_TOKENS_PER_FACT, GeneratedTask
 from tasks.profiles import Profile
@@ -91,7 +93,10 @@ class SuiteTaskSettings:
         return f"{self.kind}-{self.task}{length}"
 
 
-TaskSettings = GeneratedTaskSettings | SuiteTaskSettings
+TaskSettings = GeneratedTaskSettings | CorpusTaskSettings | SuiteTaskSettings
+
+SIZED = (GeneratedTaskSettings, CorpusTaskSettings)
+"""Settings of tasks whose examples are made up, at any length."""
 
 
 def task_settings(values: Mapping[str, Any]) -> TaskSettings:
@@ -100,24 +105,34 @@ def task_settings(values: Mapping[str, Any]) -> TaskSettings:
     Raises:
         TaskError: as the settings' own checks.
     """
-    kind = GeneratedTaskSettings if values["kind"] in get_args(TaskKind) else SuiteTaskSettings
-    return kind(**values)
+    if values["kind"] in get_args(TaskKind):
+        return GeneratedTaskSettings(**values)
+    return CorpusTaskSettings(**values) if values["kind"] in get_args(CorpusTaskKind) else SuiteTaskSettings(**values)
 
 
 @overload
-def build_task(settings: GeneratedTaskSettings) -> Task: ...
+def build_task(
+    settings: GeneratedTaskSettings | CorpusTaskSettings, count_tokens: CountTokens | None = None
+) -> Task: ...
 
 
 @overload
-def build_task(settings: TaskSettings) -> Task | CompletionTask: ...
+def build_task(settings: TaskSettings, count_tokens: CountTokens | None = None) -> Task | CompletionTask: ...
 
 
-def build_task(settings: TaskSettings) -> Task | CompletionTask:
+def build_task(settings: TaskSettings, count_tokens: CountTokens | None = None) -> Task | CompletionTask:
     """The task that ``settings`` describe.
 
+    Args:
+        settings: which task.
+        count_tokens: of the model that will be asked; tasks over real text that say ``tokenizer: model`` need it.
+
     Raises:
-        TaskError: a published suite is not staged, or not as it was, or a package that it needs is missing.
+        TaskError: a published suite is not staged, or not as it was, or a package that it needs is missing; a corpus
+            is missing or not the expected one.
     """
+    if isinstance(settings, CorpusTaskSettings):
+        return build_corpus_task(settings, count_tokens)
     if isinstance(settings, SuiteTaskSettings):
         from tasks.lm_eval_adapter import suite_task
 

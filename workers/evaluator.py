@@ -51,12 +51,13 @@ class EvaluatorRecipe:
 
         Raises:
             ModelError: when the model cannot be loaded.
-            TaskError: a suite is not staged on this machine, or other files of it are.
+            TaskError: a suite is not staged on this machine, or other files of it are; a task cannot be built.
         """
         self._require_same_data()
         torch.set_num_threads(self.num_threads)
-        tasks = {settings.name: build_task(settings) for settings in self.tasks}
-        return Evaluator(load_language_model(self.model), tasks, self.prompts)
+        language_model = load_language_model(self.model)
+        tasks = {settings.name: build_task(settings, language_model.count_tokens) for settings in self.tasks}
+        return Evaluator(language_model, tasks, self.prompts)
 
     def _require_same_data(self) -> None:
         for settings in self.tasks:

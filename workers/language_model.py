@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from workers.checksum import require_checksum
 from workers.errors import ModelError
 from workers.memory.support import input_device
 from workers.placement import placement, require_no_offload
@@ -39,18 +40,21 @@ class LanguageModel:
     @property
     def num_layers(self) -> int:
         """Layers of the text model."""
-        return int(self.model.config.get_text_config(decoder=True).num_hidden_layers)
+        return _layout(self.model.config)[0]
 
     @property
     def num_kv_heads(self) -> int:
         """KV heads of a layer."""
-        config = self.model.config.get_text_config(decoder=True)
-        return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+        return _layout(self.model.config)[1]
 
     @property
     def max_tokens(self) -> int:
         """Longest sequence that the model was made for."""
         return _max_tokens(self.model.config)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, special tokens not counted."""
+        return count_tokens(self.tokenizer, text)
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of a prompt, special tokens (beginning of sequence) included."""
@@ -59,6 +63,11 @@ class LanguageModel:
     def continuation_ids(self, text: str) -> list[int]:
         """Token ids of text that goes on where other text ended."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def count_tokens(tokenizer: Any, text: str) -> int:
+    """Tokens of a text, special tokens not counted; texts may be longer than the model reads."""
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def ntk_rope_theta(theta: float, head_size: int, factor: float, alpha: float) -> float:
@@ -94,6 +103,7 @@ def load_language_model(settings: ModelSettings) -> LanguageModel:
         ModelError: for anything that the user can mend.
     """
     source, common = _source(settings)
+    require_checksum(settings, model_folder(settings.path_or_id))
     arguments = placement(settings)
     config = _rescaled_config(settings)
     if settings.quantization and getattr(config, "quantization_config", None):
@@ -129,6 +139,21 @@ def load_tokenizer(settings: ModelSettings) -> tuple[PreTrainedTokenizerBase, in
     with said_in_one_line(f"cannot load the tokenizer of {settings.path_or_id!r}"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **common)
     return tokenizer, _max_tokens(_rescaled_config(settings))
+
+
+def cache_layout(settings: ModelSettings) -> tuple[int, int]:
+    """Layers of a model and KV heads of each, by its configuration alone.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    return _layout(_rescaled_config(settings))
+
+
+def _layout(model_config: Any) -> tuple[int, int]:
+    config = model_config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(config.num_hidden_layers), int(heads)
 
 
 def _source(settings: ModelSettings) -> tuple[str, dict[str, Any]]:

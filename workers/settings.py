@@ -11,6 +11,7 @@ SPREAD = ("auto", "balanced")
 
 Truncation = Literal["refuse", "middle", "middle_exact"]
 
+_DIGEST = re.compile(r"[0-9a-fA-F]{8,64}")
 _SIZE = re.compile(r"[1-9]\d*(KiB|MiB|GiB|KB|MB|GB)")
 
 
@@ -22,6 +23,9 @@ class ModelSettings:
     """Folder of a model in Hugging Face format, or a hub id. ``small-llama`` names the model in this repository."""
     revision: str | None = None
     """Commit of a hub model; None is refused for hub ids, because a run must be repeatable."""
+    sha256: str | None = None
+    """Expected SHA-256 of the weights in a folder, or its first digits (8 at least), as the cards of models trained
+    here tell it; a worker that finds others refuses to start. None takes any."""
     dtype: str = "float32"
     """``float32``, ``bfloat16`` or ``float16``."""
     device: str = "cpu"
@@ -45,6 +49,8 @@ class ModelSettings:
             raise ValueError(f"model.dtype must be float32, bfloat16 or float16: got {self.dtype!r}")
         if self.quantization not in (None, "int8", "int4"):
             raise ValueError(f"model.quantization must be int8, int4 or null: got {self.quantization!r}")
+        if self.sha256 is not None and not _DIGEST.fullmatch(self.sha256):
+            raise ValueError(f"model.sha256 must be 8 to 64 hexadecimal digits or null: got {self.sha256!r}")
         self._check_max_memory()
         if self.rope_ntk_factor is not None and self.rope_ntk_factor <= 1:
             raise ValueError(f"model.rope_ntk_factor must be above 1 or null: got {self.rope_ntk_factor}")

@@ -22,7 +22,7 @@ from orchestrator.files import make_folder, read_json, write_atomic, write_json_
 from orchestrator.fleet import Fleet, fleet_for
 from orchestrator.journal import has_run, read_journal
 from orchestrator.progress import Report, reporting
-from orchestrator.readiness import available, require_room
+from orchestrator.readiness import available, require_layout, require_room
 from orchestrator.report import TableRow, printed, tabulate
 from orchestrator.run import evaluation_plan, evaluation_tasks, table_lengths, worker_recipe
 from orchestrator.store import Store
@@ -30,6 +30,7 @@ from orchestrator.table_files import WRITERS, comma_separated, encoded, markdown
 from orchestrator.terminal import Answer
 from orchestrator.tracking import Tracker, check_tracking
 from tasks.task import Split
+from workers.checksum import require_checksum
 from workers.language_model import model_folder
 from workers.memory.pretrained import PretrainedMemory
 from workers.unit import ScoredUnit, Unit
@@ -85,7 +86,10 @@ def evaluate(request: Request) -> Answer:
     """
     contenders = _contenders(request.what)
     config = _settings(request)
-    model_folder(config.model.path_or_id)
+    require_checksum(config.model, model_folder(config.model.path_or_id))
+    for contender in contenders.values():
+        if isinstance(contender, PretrainedMemory):
+            require_layout(contender.spec.settings, config.model)
     plan = _plan(config, request.split)
     require_room(
         config.model,

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any, get_args
 
 from orchestrator.errors import InputError
+from tasks.corpus_task import CorpusTaskKind, CorpusTaskSettings
 from tasks.registry import GeneratedTaskSettings, SuiteTaskSettings, TaskKind, TaskSettings
 from tasks.suites import SUITES
 
@@ -21,7 +22,8 @@ def overrides_for(names: str, *, data: str | None, profile: str) -> list[str]:
     Prompts of suites may be cut in the middle, as their authors do; an override that comes later may say otherwise.
 
     Args:
-        names: separated by commas: ``facts_prose``, ``longbench``, ``longbench/qasper``, ``ruler-4096/niah_single_1``.
+        names: separated by commas: ``facts_prose``, ``text_kv-2048``, ``longbench``, ``longbench/qasper``,
+            ``ruler-4096/niah_single_1``.
         data: folder that suites are staged in; None for the usual one.
         profile: how suites are asked.
 
@@ -44,7 +46,7 @@ def tasks_named(name: str, *, data: str | None, profile: Any) -> list[TaskSettin
         TaskError: as ``overrides_for``.
     """
     match = _NAMED.fullmatch(name.strip())
-    known = (*get_args(TaskKind), *SUITES)
+    known = (*get_args(TaskKind), *get_args(CorpusTaskKind), *SUITES)
     if match is None or match["kind"] not in known:
         close = get_close_matches(name, known, n=1)
         raise InputError(
@@ -53,7 +55,10 @@ def tasks_named(name: str, *, data: str | None, profile: Any) -> list[TaskSettin
         )
     length = int(match["length"]) if match["length"] else None
     kind: Any = match["kind"]
+    sized: dict[str, Any] = {} if length is None else {"length": length}
     if kind in get_args(TaskKind):
-        return [GeneratedTaskSettings(kind=kind) if length is None else GeneratedTaskSettings(kind=kind, length=length)]
+        return [GeneratedTaskSettings(kind=kind, **sized)]
+    if kind in get_args(CorpusTaskKind):
+        return [CorpusTaskSettings(kind=kind, **sized)]
     tasks = [match["task"]] if match["task"] else list(SUITES[kind].tasks)
     return [SuiteTaskSettings(kind=kind, task=task, profile=profile, data=data, length=length) for task in tasks]

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from workers.memory.allocation import HeadAllocation
 from workers.memory.heuristics import HEURISTICS
 from workers.memory.memory import KeepAll, Memory
 from workers.memory.namm import Namm
@@ -19,6 +20,8 @@ def build_memory(spec: MemorySpec, genomes: npt.NDArray[np.float32]) -> Memory:
     """
     if isinstance(spec, NammSpec):
         block = torch.from_numpy(np.ascontiguousarray(genomes))
+        if spec.settings.choice != "network":
+            return HeadAllocation(spec.settings, block, spec.threshold)
         return Namm(spec.settings, block, spec.normalisation, spec.threshold)
     if spec.name in ("full", "truncation"):
         return KeepAll()

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from workers.memory import features
+from workers.memory.heads import OFFSET_SCALE, head_genes
+from workers.memory.lookahead import lookahead
 from workers.memory.memory import Decision, LayerView, Memory
 from workers.memory.scorer import ScorerParameters, importances, unfold_genomes
-from workers.memory.selection import select_wanted
+from workers.memory.selection import row_thresholds, select_wanted
 from workers.memory.specs import NammSettings, Normalisation
 
 
@@ -67,22 +69,25 @@ class Namm(Memory):
         _, mean, deviation = self._parameters(view.trace.device)
         spectrum = (view.trace[..., : self.settings.num_bins] - mean) / deviation
         age = features.recency(view.ages, view.seen_tokens, self.settings)
-        return torch.cat([age, spectrum], dim=-1)
+        parts = [age, spectrum]
+        if self.settings.lookahead:
+            parts.append(lookahead(view.trace, view.occupied, view.seen_tokens, self.settings))
+        return torch.cat(parts, dim=-1)
+
+    def importance(self, view: LayerView) -> Tensor:
+        """Of every slot, float32 ``[B, H, K]``: the scorer's, and what the genome adds for the head."""
+        parameters, _, _ = self._parameters(view.trace.device)
+        importance = importances(self.features(view), parameters)
+        if self.settings.offsets:
+            importance = importance + OFFSET_SCALE * head_genes(self._genomes, self.settings, view)
+        return importance
 
     def decide(self, view: LayerView) -> Decision:
         """Score every slot and keep what the published rule keeps, by this memory's threshold."""
-        parameters, _, _ = self._parameters(view.trace.device)
-        importance = importances(self.features(view), parameters)
-        threshold = self._row_thresholds(importance)
+        importance = self.importance(view)
+        threshold = row_thresholds(self.threshold, importance)
         keep = select_wanted(importance, view.occupied, self.settings.heads, self.settings.cap, threshold)
         return Decision(keep, importance)
-
-    def _row_thresholds(self, importance: Tensor) -> float | Tensor:
-        """What ``importance [B, H, K]`` is compared with: one number, or one for each row, ``[B, 1, 1]``."""
-        if not isinstance(self.threshold, tuple):
-            return self.threshold
-        by_genome = importance.new_tensor(self.threshold)
-        return by_genome.repeat_interleave(len(importance) // len(by_genome))[:, None, None]
 
     def _parameters(self, device: torch.device) -> tuple[ScorerParameters, Tensor, Tensor]:
         """The scorer and the statistics on ``device``; the layers of one model may live on several."""

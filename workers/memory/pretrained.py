@@ -1,7 +1,7 @@
 """A finished memory as files: ``config.json`` and ``model.safetensors``, a few kilobytes. Nothing is ever unpickled.
 
-A memory whose dial was turned says so in version 2 of the format; one at the published threshold is written as
-version 1, which programs that know no dial read as well.
+A memory whose dial was turned says so in version 2 of the format, one whose tokens are not chosen as published in
+version 3; all others are written as version 1, which programs that know neither read as well.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,8 +39,12 @@ if TYPE_CHECKING:
 FORMAT = "namm-memory"
 
 KEYS = {"format", "version", "settings", "normalisation", "origin"}
-KEYS_BY_VERSION = {1: KEYS, 2: KEYS | {"threshold"}}
+KEYS_BY_VERSION = {1: KEYS, 2: KEYS | {"threshold"}, 3: KEYS | {"threshold"}}
 """What ``config.json`` holds."""
+SETTINGS_SINCE_3: Mapping[str, Any] = MappingProxyType(
+    {"layout": None, "offsets": False, "lookahead": 0, "choice": "network"}
+)
+"""Settings that versions 1 and 2 do not name, and the values that they have there: as published."""
 RECOPY = "copy both files of the memory again"
 
 
@@ -167,11 +172,16 @@ class PretrainedMemory:
 
     def _document(self) -> dict[str, Any]:
         """What ``config.json`` says."""
-        turned = {"threshold": self.spec.threshold} if self.spec.threshold != 0.0 else {}
+        settings = dataclasses.asdict(self.spec.settings)
+        is_as_published = all(settings[key] == value for key, value in SETTINGS_SINCE_3.items())
+        if is_as_published:
+            settings = {key: value for key, value in settings.items() if key not in SETTINGS_SINCE_3}
+        is_turned = self.spec.threshold != 0.0
+        turned = {"threshold": self.spec.threshold} if is_turned or not is_as_published else {}
         return {
             "format": FORMAT,
-            "version": 2 if turned else 1,
-            "settings": dataclasses.asdict(self.spec.settings),
+            "version": 3 if not is_as_published else 2 if is_turned else 1,
+            "settings": settings,
             "normalisation": dataclasses.asdict(self.spec.normalisation) if self.spec.normalisation else None,
             **turned,
             "origin": dict(self.origin),
@@ -197,7 +207,7 @@ class PretrainedMemory:
             threshold = _number(document.get("threshold", 0.0))
             spec = NammSpec(settings=settings, normalisation=normalisation, threshold=threshold)
             origin = dict(document["origin"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise MemoryFileError(f"{config} does not describe a memory ({error}): {RECOPY}") from error
         genome = _read_genome(weights)
         try:
@@ -259,11 +269,12 @@ def _number(value: Any) -> float:
 
 
 def _settings(values: Mapping[str, Any]) -> NammSettings:
-    settings = NammSettings(**values)
+    settings = NammSettings(**{**values, "layout": tuple(values["layout"])} if values.get("layout") else values)
     for key in dataclasses.fields(settings):
         value = getattr(settings, key.name)
-        if isinstance(key.default, int) and not isinstance(value, int):
-            raise ValueError(f"{key.name} must be a whole number, got {value!r}")
+        if isinstance(key.default, int) and type(value) is not type(key.default):
+            kind = "true or false" if isinstance(key.default, bool) else "a whole number"
+            raise ValueError(f"{key.name} must be {kind}, got {value!r}")
     return settings
 
 

@@ -33,7 +33,10 @@ class ScorerParameters:
 
 
 def unfold_genomes(genomes: Tensor, settings: NammSettings) -> ScorerParameters:
-    """Cut flat genomes ``[G, genome_size]`` into matrices, row-major ``[in, out]`` (spec 4, genome layout)."""
+    """Cut flat genomes ``[G, genome_size]`` into matrices, row-major ``[in, out]`` (spec 4, genome layout).
+
+    Genes of heads, which come last, are left out (see ``heads.head_genes``).
+    """
     num_genomes, size = genomes.shape
     if size != settings.genome_size:
         raise ValueError(
@@ -42,7 +45,7 @@ def unfold_genomes(genomes: Tensor, settings: NammSettings) -> ScorerParameters:
         )
     f, h = settings.num_features, settings.hidden_size
     shapes = [(f, 3 * h), (1, 3 * h), (h, 2 * f), (1, 2 * f), (f, 1), (1, 1)]
-    pieces = genomes.split([rows * columns for rows, columns in shapes], dim=1)
+    pieces = genomes[:, : settings.network_size].split([rows * columns for rows, columns in shapes], dim=1)
     return ScorerParameters(
         *(piece.reshape(num_genomes, *shape).contiguous() for piece, shape in zip(pieces, shapes, strict=True))
     )

@@ -52,6 +52,14 @@ def select_wanted(
     return (rank < greediest[:, None, None]) & occupied
 
 
+def row_thresholds(threshold: float | tuple[float, ...], importance: Tensor) -> float | Tensor:
+    """What ``importance [B, H, K]`` is compared with: one number, or one for the rows of each genome, ``[B, 1, 1]``."""
+    if not isinstance(threshold, tuple):
+        return threshold
+    by_genome = importance.new_tensor(threshold)
+    return by_genome.repeat_interleave(len(importance) // len(by_genome))[:, None, None]
+
+
 def select_top(importance: Tensor, occupied: Tensor, budget: Tensor) -> Tensor:
     """The ``budget`` most important tokens of each head; the newest is always among them.
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 Heads = Literal["even", "ragged"]
+Choice = Literal["network", "snapkv", "h2o"]
+
+
+LOOKAHEAD_FEATURES = 2
+"""Features that a look ahead adds: of the token, and of its neighbourhood."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +36,17 @@ class NammSettings:
     """``even``: all KV heads of a layer keep as many tokens as the greediest (published). ``ragged``: each its own."""
     cap: int | None = None
     """Most tokens that a KV head may keep at an update; None for no cap."""
+    layout: tuple[int, int] | None = None
+    """Layers of the model and KV heads of each: what a genome that knows them apart is made for. None (published): the
+    memory fits any model, and tells heads apart by their attention alone."""
+    offsets: bool = False
+    """Whether a gene for each layer and KV head is added to its importances, so that the network is free to choose
+    tokens; needs ``layout``."""
+    lookahead: int = 0
+    """Newest queries whose attention the scorer reads beside the spectrum, at most ``hop``; 0 (published) for none."""
+    choice: Choice = "network"
+    """What orders the tokens of a head. ``network`` (published): the scorer. ``snapkv`` and ``h2o``: that heuristic,
+    and the genome holds nothing but how much each layer and KV head keeps; needs ``layout``."""
 
     def __post_init__(self) -> None:
         if self.hop < 1 or self.window != 2 * self.hop:
@@ -51,6 +67,28 @@ class NammSettings:
             raise ValueError(f"memory.heads must be 'even' or 'ragged': got {self.heads!r}")
         if self.cap is not None and self.cap < 1:
             raise ValueError(f"memory.cap must be at least 1 or null: got {self.cap}")
+        self._check_token_choice()
+
+    def _check_token_choice(self) -> None:
+        if self.choice not in get_args(Choice):
+            raise ValueError(f"memory.choice must be one of {', '.join(get_args(Choice))}: got {self.choice!r}")
+        if not 0 <= self.lookahead <= self.hop:
+            raise ValueError(f"memory.lookahead must be from 0 to memory.hop ({self.hop}): got {self.lookahead}")
+        if self.choice != "network" and (self.offsets or self.lookahead):
+            raise ValueError(
+                f"memory.choice {self.choice} has no network: leave memory.offsets and memory.lookahead out, or choose "
+                "network"
+            )
+        if self.layout is not None and (len(self.layout) != 2 or min(self.layout) < 1):
+            raise ValueError(f"memory.layout must be layers and KV heads, as in [6, 3], or null: got {self.layout}")
+        needs_layout = self.offsets or self.choice != "network"
+        if needs_layout and self.layout is None:
+            what = "memory.offsets" if self.offsets else f"memory.choice {self.choice}"
+            raise ValueError(
+                f"memory.layout must be the model's layers and KV heads, as in [6, 3], with {what}: got null"
+            )
+        if self.layout is not None and not needs_layout:
+            raise ValueError("memory.layout must be null without memory.offsets: the network does not read it")
 
     @property
     def num_bins(self) -> int:
@@ -59,12 +97,27 @@ class NammSettings:
 
     @property
     def num_features(self) -> int:
-        """Features per cached token: recency first, then the spectrum."""
-        return self.recency_size + self.num_bins
+        """Features per cached token: recency first, then the spectrum, then what the newest queries say."""
+        return self.recency_size + self.num_bins + (LOOKAHEAD_FEATURES if self.lookahead else 0)
+
+    @property
+    def num_heads(self) -> int:
+        """KV heads of all layers that have genes of their own."""
+        return self.layout[0] * self.layout[1] if self.layout else 0
 
     @property
     def genome_size(self) -> int:
-        """Length of the flat genome (spec 4): 4,172 with the published settings."""
+        """Length of the flat genome (spec 4): 4,172 with the published settings.
+
+        The network's numbers come first, those of the heads last, layer by layer.
+        """
+        return self.network_size + self.num_heads
+
+    @property
+    def network_size(self) -> int:
+        """Numbers of the scorer."""
+        if self.choice != "network":
+            return 0
         f, h = self.num_features, self.hidden_size
         return f * 3 * h + 3 * h + h * 2 * f + 2 * f + f + 1
 
