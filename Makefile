@@ -8,7 +8,7 @@ PRESET ?= small
 GOLDEN ?= tests/golden
 
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve evolve-long test test-slow lint format conformance bench train-small-llama clean
+.PHONY: help setup evolve evolve-stages evolve-long test test-slow lint format conformance bench train-small-llama clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -23,6 +23,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 evolve: setup ## Evolve a memory on the small Llama with two local workers (about three minutes)
 	$(BIN)/namm evolve $(PRESET)
+
+evolve-stages: setup ## The paper's three stages on made-up LongBench files (minutes)
+	$(BIN)/namm tasks generate longbench --to runs/tasks --words --model small-llama --rows 64
+	NAMM_TASKS=runs/tasks $(BIN)/namm evolve small-stages
 
 evolve-long: setup ## The README's table: three seeds of the longer preset (10 to 20 minutes)
 	$(BIN)/python -m tests.benchmarks.seeds --preset small-long --seeds 0 1 2

@@ -96,13 +96,20 @@ def _add_generate(actions: Commands[Parser]) -> None:
         description="Write files in exactly a suite's format, for all its tasks, from text that comes with Python.\n"
         "What is scored on them compares with nothing published. The same arguments give the same bytes.",
         epilog="Examples:\n"
-        "  namm tasks generate longbench --to /data/made-up --rows 32\n"
+        "  namm tasks generate longbench --to /data/made-up --rows 64\n"
         "  namm tasks generate ruler --to /data/made-up --length 1024 --model small-llama",
     )
     parser.add_argument("suite", metavar="SUITE", help=SUITES_HELP)
     parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="folder to stage suites in")
-    parser.add_argument("--rows", type=count, default=16, metavar="N", help="rows of each task")
+    parser.add_argument("--rows", type=count, default=32, metavar="N", help="rows of each task")
     parser.add_argument("--length", type=count, default=512, metavar="N", help="of a context, in tokens")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    parser.add_argument("--corpus", type=Path, metavar="DIR", help="text to write from (default: Python's own)")
+    parser.add_argument(
+        "--words",
+        dest="in_words",
+        action="store_true",
+        help="longbench: trec, triviaqa and samsum in the words that small-llama knows",
+    )
     parser.add_argument("--model", help="whose tokenizer counts (default: pieces of words, roughly), as for `show`")
     add_modes(parser, quiet=None, command="tasks")

@@ -212,6 +212,8 @@ def _tasks(arguments: argparse.Namespace) -> Answer:
         num_rows=arguments.rows,
         length=arguments.length,
         model=arguments.model,
+        corpus=arguments.corpus,
+        in_words=arguments.in_words,
     )
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rich.table import Table
 
 from orchestrator.evaluation import CONTROL, FULL, MEMORY, Result, without_nan
+from orchestrator.fitness import SMALLEST_FULL_CACHE_SCORE
 from orchestrator.terminal import grid
 
 ORDER = (FULL, MEMORY, CONTROL)
@@ -39,9 +40,10 @@ class TableRow:
     exact: float
     graded: float
     exact_ratio: float
-    """Exact score over the full cache's."""
+    """Exact score over the full cache's; of a ``mean``, the mean of the tasks' ratios. NaN where the full cache itself
+    scores nothing to speak of: such tasks tell no memories apart, and are left out of the mean."""
     graded_ratio: float
-    """Graded score over the full cache's."""
+    """Graded score over the full cache's, likewise."""
     exact_low: float
     """Ends of a 95 % bootstrap interval over examples, resampled task by task."""
     exact_high: float
@@ -107,12 +109,12 @@ def _table_order(row: TableRow) -> tuple[int, int, float, str]:
 
 
 def _row(task: str, length: int, name: str, group: Sequence[Result], full: Sequence[Result]) -> TableRow:
-    def mean(key: str, results: Sequence[Result] = group) -> float:
-        return float(sum(getattr(result, key) for result in results) / len(results))
+    def mean(key: str) -> float:
+        return _mean(group, key)
 
-    intervals = {
-        key: _interval(_resampled(group, key) / np.maximum(_resampled(full, key), 1e-12)) for key in ("exact", "graded")
-    }
+    pairs = [(group, full)] if task != MEAN else [([one], [other]) for one, other in _by_task(group, full)]
+    ratios = {key: _ratio(pairs, key) for key in ("exact", "graded")}
+    intervals = {key: _interval(_resampled_ratio(pairs, key)) for key in ("exact", "graded")}
     exact_low, exact_high = _interval(_resampled(group, "exact"))
     return TableRow(
         task=task,
@@ -120,8 +122,8 @@ def _row(task: str, length: int, name: str, group: Sequence[Result], full: Seque
         length=length,
         exact=mean("exact"),
         graded=mean("graded"),
-        exact_ratio=mean("exact") / max(mean("exact", full), 1e-12),
-        graded_ratio=mean("graded") / max(mean("graded", full), 1e-12),
+        exact_ratio=ratios["exact"],
+        graded_ratio=ratios["graded"],
         exact_low=exact_low,
         exact_high=exact_high,
         graded_ratio_low=intervals["graded"][0],
@@ -135,6 +137,39 @@ def _row(task: str, length: int, name: str, group: Sequence[Result], full: Seque
         num_examples=sum(result.num_examples for result in group),
         seconds=mean("seconds"),
     )
+
+
+_Pairs = Sequence[tuple[Sequence[Result], Sequence[Result]]]
+"""Results of a memory, and of the full cache on the same tasks."""
+
+
+def _by_task(group: Sequence[Result], full: Sequence[Result]) -> list[tuple[Result, Result]]:
+    others = {result.task: result for result in full}
+    return [(result, others[result.task]) for result in group]
+
+
+def _mean(results: Sequence[Result], key: str) -> float:
+    return float(sum(getattr(result, key) for result in results) / len(results))
+
+
+def _comparable(pairs: _Pairs, key: str) -> _Pairs:
+    """Those whose full cache scores enough to be divided by."""
+    return [(group, full) for group, full in pairs if _mean(full, key) >= SMALLEST_FULL_CACHE_SCORE]
+
+
+def _ratio(pairs: _Pairs, key: str) -> float:
+    """Mean over the pairs of score over full-cache score."""
+    ratios = [_mean(group, key) / _mean(full, key) for group, full in _comparable(pairs, key)]
+    return sum(ratios) / len(ratios) if ratios else math.nan
+
+
+def _resampled_ratio(pairs: _Pairs, key: str) -> npt.NDArray[np.float64]:
+    """``[RESAMPLES]``: the same of examples drawn with replacement, memory and full cache alike."""
+    ratios = [
+        _resampled(group, key) / np.maximum(_resampled(full, key), SMALLEST_FULL_CACHE_SCORE)
+        for group, full in _comparable(pairs, key)
+    ]
+    return np.mean(ratios, axis=0) if ratios else np.full(RESAMPLES, math.nan)
 
 
 def _resampled(group: Sequence[Result], key: str) -> npt.NDArray[np.float64]:
@@ -152,8 +187,11 @@ def _interval(resampled: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-HEADINGS = ("tokens", "memory", "exact", "graded", "of full", "kept", "mean KB", "peak KB", "state KB", "examples")
-"""Columns of the printed table; KB are 1,024 bytes of one sequence."""
+HEADINGS = (
+    *("tokens", "memory", "exact", "graded", "of full", "95 %", "kept", "mean KB", "peak KB", "state KB"),
+    *("examples", "s each"),
+)
+"""Columns of the printed table; KB are 1,024 bytes of one sequence, the interval is that of ``of full``."""
 
 
 def cells(row: TableRow) -> list[str]:
@@ -163,12 +201,14 @@ def cells(row: TableRow) -> list[str]:
         row.name,
         _number(row.exact),
         _number(row.graded),
-        f"{row.ratio:.1%}",
-        f"{row.kept_ratio:.1%}",
+        _percent(row.ratio),
+        _interval_told(row),
+        _percent(row.kept_ratio),
         f"{row.mean_bytes / 1024:,.0f}",
         f"{row.peak_bytes / 1024:,.0f}",
         f"{row.state_bytes / 1024:,.0f}",
         str(row.num_examples),
+        "–" if math.isnan(row.seconds) else f"{row.seconds:.2f}",
     ]
 
 
@@ -176,23 +216,38 @@ def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3f}"
 
 
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1%}"
+
+
+def _interval_told(row: TableRow) -> str:
+    ends = (row.exact_ratio_low, row.exact_ratio_high)
+    low, high = ends if math.isnan(row.graded_ratio) else (row.graded_ratio_low, row.graded_ratio_high)
+    return "–" if math.isnan(low) else f"{100 * low:.1f}–{100 * high:.1f}"
+
+
 def headings(rows: Sequence[TableRow]) -> tuple[str, ...]:
-    """``HEADINGS``, after a column of tasks where not all are generated."""
-    return ("task",) * any(row.task for row in rows) + HEADINGS
+    """``HEADINGS``, after a column of tasks where not all are generated; no seconds where none were measured."""
+    return ("task",) * any(row.task for row in rows) + (HEADINGS if _has_seconds(rows) else HEADINGS[:-1])
 
 
 def lines(rows: Sequence[TableRow]) -> list[list[str]]:
     """The printed table under ``headings``, with an empty line between tasks and document lengths."""
     has_tasks = any(row.task for row in rows)
+    num_cells = len(HEADINGS) if _has_seconds(rows) else len(HEADINGS) - 1
     printed: list[list[str]] = []
     for index, row in enumerate(rows):
         if index and (row.task, row.length) != (rows[index - 1].task, rows[index - 1].length):
             printed.append([])
-        printed.append([row.task or "generated"] * has_tasks + cells(row))
+        printed.append([row.task or "generated"] * has_tasks + cells(row)[:num_cells])
     return printed
+
+
+def _has_seconds(rows: Sequence[TableRow]) -> bool:
+    return not all(math.isnan(row.seconds) for row in rows)
 
 
 def printed(rows: Sequence[TableRow]) -> Table:
     """The table for a terminal."""
     titles = headings(rows)
-    return grid(titles, lines(rows), left=2 + (len(titles) > len(HEADINGS)))
+    return grid(titles, lines(rows), left=1 + titles.index("memory"))

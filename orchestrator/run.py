@@ -175,11 +175,12 @@ def table_lengths(config: RunConfig) -> dict[str, int | None]:
     return {task.name: task.length if isinstance(task, SIZED) else None for task in evaluation_tasks(config)}
 
 
-def evaluation_plan(config: RunConfig) -> EvaluationPlan:
+def evaluation_plan(config: RunConfig, split: Split = "heldout") -> EvaluationPlan:
     """What the table compares, and on which examples."""
     return EvaluationPlan(
         generation=config.search.generations,
-        examples=available(evaluation_tasks(config), "heldout", config.examples.heldout),
+        examples=available(evaluation_tasks(config), split, config.examples.heldout),
+        split=split,
         control_examples=tuple(range(min(CONTROL_EXAMPLES, config.examples.pool))),
         rivals=config.evaluation.rivals,
         units=UnitSettings(candidates_per_unit=1, examples_per_unit=config.evaluation.examples_per_unit),

@@ -20,8 +20,8 @@ from orchestrator.report import TableRow, headings, lines
 def markdown(rows: Sequence[TableRow]) -> str:
     """The printed table in GitHub's Markdown."""
     titles = headings(rows)
-    words = len(titles) - 8  # all columns before the figures
-    rules = ["---"] * words + ["---:"] * 8
+    words = 1 + titles.index("memory")  # all columns up to it are words
+    rules = ["---"] * words + ["---:"] * (len(titles) - words)
     body = [cells for cells in lines(rows) if cells]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (titles, rules, *body))
 

@@ -22,7 +22,7 @@ from orchestrator.files import make_folder, read_json, write_atomic, write_json_
 from orchestrator.fleet import Fleet, fleet_for
 from orchestrator.journal import has_run, read_journal
 from orchestrator.progress import Report, reporting
-from orchestrator.readiness import available, require_layout, require_room
+from orchestrator.readiness import require_layout, require_room
 from orchestrator.report import TableRow, printed, tabulate
 from orchestrator.run import evaluation_plan, evaluation_tasks, table_lengths, worker_recipe
 from orchestrator.store import Store
@@ -90,7 +90,7 @@ def evaluate(request: Request) -> Answer:
     for contender in contenders.values():
         if isinstance(contender, PretrainedMemory):
             require_layout(contender.spec.settings, config.model)
-    plan = _plan(config, request.split)
+    plan = evaluation_plan(config, request.split)
     require_room(
         config.model,
         config.prompts,
@@ -193,11 +193,6 @@ def _settings(request: Request) -> RunConfig:
     if request.preset is None and runs:
         return config_from_dict(read_journal(runs[0]).attempts[-1].config, request.overrides)
     return load_config(request.preset or DEFAULT_PRESET, request.overrides)
-
-
-def _plan(config: RunConfig, split: Split) -> EvaluationPlan:
-    examples = available(evaluation_tasks(config), split, config.examples.heldout)
-    return dataclasses.replace(evaluation_plan(config), examples=examples, split=split)
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------------

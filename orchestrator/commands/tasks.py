@@ -238,7 +238,17 @@ def fetch(name: str, *, to: Path, revision: str | None, offline: bool, stream: T
     return _staged(manifest, to, "staged" if is_new else "was staged already, and is intact")
 
 
-def generate(name: str, *, to: Path, seed: int, num_rows: int, length: int, model: str | None) -> Answer:
+def generate(
+    name: str,
+    *,
+    to: Path,
+    seed: int,
+    num_rows: int,
+    length: int,
+    model: str | None,
+    corpus: Path | None = None,
+    in_words: bool = False,
+) -> Answer:
     """Make up a suite's files.
 
     Args:
@@ -248,6 +258,8 @@ def generate(name: str, *, to: Path, seed: int, num_rows: int, length: int, mode
         num_rows: rows of each task.
         length: of a context, in tokens.
         model: whose tokenizer counts; None to count pieces of words, roughly.
+        corpus: folder of text; None for what comes with Python.
+        in_words: write what can be in the small Llama's words.
 
     Raises:
         TaskError: the folder holds files from the hub, or a package is missing.
@@ -260,7 +272,8 @@ def generate(name: str, *, to: Path, seed: int, num_rows: int, length: int, mode
     if present is not None and present.origin == "hub":
         raise TaskError(f"{to / suite.folder} holds files from the hub: choose another folder")
     to.mkdir(parents=True, exist_ok=True)
-    write_suite(name, to, seed=seed, num_rows=num_rows, target_tokens=length, count_tokens=counter(model))
+    sizes = {"seed": seed, "num_rows": num_rows, "target_tokens": length}
+    write_suite(name, to, **sizes, count_tokens=counter(model), corpus=corpus, in_words=in_words)
     manifest = read_manifest(to / suite.folder)
     assert manifest is not None  # written last
     return _staged(manifest, to, "made up")

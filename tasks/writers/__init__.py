@@ -47,6 +47,7 @@ def write_suite(
     target_tokens: int,
     count_tokens: CountTokens,
     corpus: Path | None = None,
+    in_words: bool = False,
 ) -> None:
     """Write all files of a suite, and its manifest, into a folder of ``root``.
 
@@ -58,6 +59,7 @@ def write_suite(
         target_tokens: longest context and input of a row together; the task's instructions come on top.
         count_tokens: tokens of a text, special tokens not counted.
         corpus: folder of text; None for the standard library of the Python that runs.
+        in_words: write LongBench's trec, triviaqa and samsum in the small Llama's words, so that it can answer.
 
     Raises:
         TaskError: an unknown suite, sizes that are not possible, a corpus too short, a missing package.
@@ -69,7 +71,7 @@ def write_suite(
             raise TaskError(f"{key} is {value}; choose {least} or more")
     if target_tokens < MIN_TARGET_TOKENS:
         raise TaskError(f"target_tokens is {target_tokens}; ask for at least {MIN_TARGET_TOKENS}")
-    material = Material(read_corpus(corpus), seed, num_rows, target_tokens, count_tokens)
+    material = Material(read_corpus(corpus), seed, num_rows, target_tokens, count_tokens, in_words)
     folder = _FOLDERS.get(suite, suite)
     stage(root / folder, WRITERS[suite](material), _source(folder, material))
 
@@ -91,7 +93,9 @@ def stage(folder: Path, files: Sequence[SuiteFile], source: Mapping[str, Any]) -
 
 
 def _source(suite: str, material: Material) -> dict[str, Any]:
-    revision = f"seed-{material.seed}-rows-{material.num_rows}-tokens-{material.target_tokens}-version-{_version()}"
+    words = "-words" if material.in_words else ""
+    sizes = f"seed-{material.seed}-rows-{material.num_rows}-tokens-{material.target_tokens}{words}"
+    revision = f"{sizes}-version-{_version()}"
     return {"suite": suite, "origin": "generated", "id": material.corpus.sha256, "revision": revision}
 
 

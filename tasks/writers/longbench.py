@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from tasks.passages import draft_passage_count
 from tasks.text_facts import draft_fact_code, draft_fact_prose, draft_records, draft_two_hop, draft_variable
-from tasks.writers import cjk, rows
+from tasks.writers import cjk, rows, words
 from tasks.writers.material import Material, SuiteFile, jsonl, zipped
 from tasks.writers.rows import Row, RowMaker, asking
 
@@ -103,7 +103,8 @@ def columns(row: Row, *, dataset: str, language: LongBenchLanguage, row_id: str)
 
 def _member(material: Material, name: str, member: str, lengths: tuple[float, ...]) -> bytes:
     task = TASKS[name]
-    found = material.rows("longbench", member, task.maker, lengths)
+    maker = words.TASKS.get(name, task.maker) if material.in_words else task.maker
+    found = material.rows("longbench", member, maker, lengths)
     return jsonl(
         columns(row, dataset=name, language=task.language, row_id=material.row_id("longbench", member, i))
         for i, row in enumerate(found)

@@ -38,6 +38,8 @@ class Material:
     target_tokens: int
     """Longest context and input together."""
     count_tokens: CountTokens
+    in_words: bool = False
+    """Whether tasks that can be are written in the small Llama's words."""
 
     def rng(self, *place: str | int) -> np.random.Generator:
         """Random numbers for one row, whatever else is written."""

@@ -97,11 +97,13 @@ def without_question(maker: Callable[[np.random.Generator, TextPool], Draft]) ->
 
 
 def module_summary(rng: np.random.Generator, pool: TextPool) -> RowDraft:
-    """A module that starts with its docstring, and more code behind it; the answer is the docstring's beginning."""
+    """A module that starts with its docstring, other code around it; the answer is the docstring's beginning."""
     module, summary = next(
         (source, summary) for source in pool.order(rng, "code") if (summary := summary_of(source)) is not None
     )
-    lines = [*readable_lines(module), "", *pool.lines(rng, "code")]
+    others = pool.lines(rng, "code")
+    num_before = int(rng.integers(min(12, pool.target_tokens // 64)))
+    lines = [*others[:num_before], *readable_lines(module), "", *others[num_before:]]
     head = next(stop for stop in range(1, len(lines)) if summary in " ".join(" ".join(lines[:stop]).split()))
     return lambda size: Row(join_lines(lines[: head + size]), "", (summary,))
 

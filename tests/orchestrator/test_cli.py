@@ -33,7 +33,7 @@ OPTIONS = {
     "tasks list": SHARED | {"--data"},
     "tasks show": SHARED | {"--data", "--profile", "--split", "--index", "--length", "--model", "--full"},
     "tasks fetch": SHARED | {"--to", "--revision", "--offline"},
-    "tasks generate": SHARED | {"--to", "--rows", "--length", "--seed", "--model"},
+    "tasks generate": SHARED | {"--to", "--rows", "--length", "--seed", "--model", "--corpus", "--words"},
     "convert": SHARED | {"--to"},
     "doctor": SHARED | {"--memory"},
 }

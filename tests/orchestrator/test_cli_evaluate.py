@@ -43,7 +43,7 @@ def test_lengths_examples_and_rivals_can_be_chosen(finished_run, capsys):
         for length in ("256", "320")
         for name in ("full", "namm", "one-head", "truncation", "recent-uniform", "recent-layer", "recent-head")
     }
-    assert {row[-1] for row in rows} == {"2"}  # one example of each of two tasks
+    assert {row[-2] for row in rows} == {"2"}  # one example of each of two tasks
     assert captured.err.startswith("evaluation: ")
 
 
