@@ -33,7 +33,7 @@ def test_weights_caches_and_scores_fit_the_accelerators_of_a_worker():
     head_size = shape.hidden_size // shape.num_attention_heads
     heads = shape.num_hidden_layers * shape.num_key_value_heads
     assert heads * 2 * head_size * 2 == 320 * 1024
-    length = max(task.length for task in config.tasks)
+    length = config.prompts.max_tokens
     rows = config.units.candidates_per_unit * config.units.examples_per_unit
     channels = config.memory.num_bins + 2 * config.memory.hop - 1
     held = rows * length * heads * (2 * head_size * 2 + 4 * channels + 4)
@@ -44,9 +44,9 @@ def test_weights_caches_and_scores_fit_the_accelerators_of_a_worker():
     assert on_two > FREE_BYTES  # so that it takes more than two
 
 
-def test_it_differs_from_the_smaller_one_in_the_model_and_its_place_alone():
+def test_it_differs_from_the_smaller_one_in_the_model_and_where_it_has_room_alone():
     small, large = (config_to_dict(load_config(name)) for name in ("llama3-8b", "llama3-70b"))
-    assert {key for key in small if small[key] != large[key]} == {"model", "cluster"}
+    assert {key for key in small if small[key] != large[key]} == {"model", "cluster", "units"}
     assert large["model"]["device"] == "auto"
 
 
