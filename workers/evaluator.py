@@ -44,7 +44,7 @@ class EvaluatorRecipe:
     num_threads: int = 1
     """Threads of torch in this process; one, where several workers share a machine."""
     digests: Mapping[str, str] = field(default_factory=dict)
-    """By task, what ``tasks.registry.data_digest`` says where the run is driven from: workers must have the same."""
+    """By task, what ``tasks.identity.data_digest`` says where the run is driven from: workers must have the same."""
 
     def build(self) -> Evaluator:
         """Load the model; takes seconds to minutes.
