@@ -26,6 +26,9 @@ TOLD = (
         "graded_ratio",
         "graded_ratio_low",
         "graded_ratio_high",
+        "exact_ratio",
+        "exact_ratio_low",
+        "exact_ratio_high",
     ),
     *("kept_ratio", "mean_bytes", "state_bytes", "num_examples"),
 )

@@ -76,28 +76,33 @@ def _evaluation(origin: Mapping[str, Any]) -> str:
     rows: Sequence[Mapping[str, Any]] = origin.get("table", ())
     if not rows:
         return "## Evaluation\n\nNone is recorded."
+    has_tasks = any(row.get("task") for row in rows)
+    of_full = "graded" if any(row["graded_ratio"] is not None for row in rows) else "exact"
+    titles = f"tokens | memory | exact | {of_full}, of full | kept | mean KB | state KB | examples"
     lines = [
         "## Evaluation",
         "",
-        "On held-out examples. *Exact* is the share of questions answered exactly, *graded* the probability of the "
-        "right answers over the full cache's; *kept* is tokens held over tokens seen in the end.",
+        "On held-out examples. *Exact* is the share of questions answered exactly, or the task's own score; *graded* "
+        "the probability of the right answers over the full cache's; *kept* is tokens held over those seen in the end.",
         "",
-        "| tokens | memory | exact | graded, of full | kept | mean KB | state KB | examples |",
-        "|---:|---|---|---|---:|---:|---:|---:|",
+        f"{'| task ' * has_tasks}| {titles} |",
+        f"{'|---' * has_tasks}|---:|---|---|---|---:|---:|---:|---:|",
     ]
-    return "\n".join([*lines, *(_row(row) for row in rows)])
+    return "\n".join([*lines, *(_row(row, f"{of_full}_ratio", has_tasks=has_tasks) for row in rows)])
 
 
-def _row(row: Mapping[str, Any]) -> str:
+def _row(row: Mapping[str, Any], ratio: str, *, has_tasks: bool) -> str:
     def interval(key: str, form: str) -> str:
-        value, low, high = (format(row[name], form) for name in (key, f"{key}_low", f"{key}_high"))
+        ends = [row.get(name) for name in (key, f"{key}_low", f"{key}_high")]
+        value, low, high = ("–" if end is None else format(end, form) for end in ends)  # not measured
         return value if low == high else f"{value} ({low}–{high})"
 
     cells = [
+        *([row.get("task") or "generated"] if has_tasks else []),
         f"{row['length']:,}",
         f"**{row['name']}**" if row["name"] == "namm" else str(row["name"]),
         interval("exact", ".3f"),
-        interval("graded_ratio", ".1%"),
+        interval(ratio, ".1%"),
         f"{row['kept_ratio']:.1%}",
         f"{row['mean_bytes'] / 1024:,.0f}",
         f"{row['state_bytes'] / 1024:,.0f}",
