@@ -57,6 +57,7 @@ bench: setup ## Benchmarks of the parts
 	$(BIN)/python -m tests.benchmarks.bench_resume
 	$(BIN)/python -m tests.benchmarks.bench_submit
 	$(BIN)/python -m tests.benchmarks.bench_import
+	$(BIN)/python -m tests.benchmarks.bench_tasks
 	$(BIN)/python -m tests.benchmarks.bench_architectures
 
 train-small-llama: setup ## Train the model in workers/models/small-llama again

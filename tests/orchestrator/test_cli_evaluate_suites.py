@@ -195,18 +195,26 @@ def test_names_of_tasks_on_the_command_line():
 # --- everything, end to end -------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """All suites, as ``namm tasks generate`` makes them."""
+    root = tmp_path_factory.mktemp("generated")
+    for kind in ("longbench", "infinitebench", "ruler", "choubun"):
+        words = ["generate", kind, "--to", str(root), "--rows", "8", "--length", "512", "--model", "small-llama"]
+        assert main(["tasks", *words]) == 0
+    return root
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("profile", ["lm_eval", "paper"])
-def test_all_tasks_run_end_to_end_on_generated_files(profile, tmp_path, finished_run, capsys):
-    for kind in ("longbench", "infinitebench", "ruler", "choubun"):
-        words = ["generate", kind, "--to", str(tmp_path), "--rows", "4", "--model", "small-llama"]
-        assert main(["tasks", *words, "--length", "512"]) == 0
-    capsys.readouterr()
+def test_all_tasks_run_end_to_end_on_generated_files(profile, generated, finished_run, capsys):
     suites = "longbench,longbench_e,infinitebench,ruler-512,choubun"
-    words = ["--tasks", suites, "--data", str(tmp_path), "--profile", profile, "--split", "train", "--examples", "1"]
+    words = ["--tasks", suites, "--data", str(generated), "--profile", profile, "--split", "train", "--examples", "1"]
     words += [str(finished_run.folder), "--preset", "small", "--rivals", "none", "--score", "exact"]
-    assert main(["evaluate", *words, "cluster.address=in-process", "--json", "--quiet"]) == 0
+    words += ["examples.pool=1", "examples.per_generation=1", "cluster.address=in-process"]
+    capsys.readouterr()
+    assert main(["evaluate", *words, "--json", "--quiet"]) == 0
     table = json.loads(capsys.readouterr().out)["table"]
     assert {row["task"] for row in table} == {"mean"} | {
         f"{kind}-{task}{'-512' if kind == 'ruler' else ''}" for kind, task in ALL_TASKS

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.arguments import parse
 from orchestrator.config import load_config
+from tests.tasks import staging
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,13 +24,16 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[list[str]]:
     """Arguments of every ``namm`` and ``python -m orchestrator`` on the page."""
     starts = re.compile(r"(?:\.venv/bin/namm|python -m orchestrator) ([^#\n]*)")
-    return [shlex.split(line) for block in blocks("sh") for line in starts.findall(block)]
+    return [shlex.split(line) for block in blocks("sh") for line in starts.findall(block.replace("\\\n", " "))]
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=["analyst", "application"])
+@pytest.mark.parametrize("code", blocks("python"), ids=["harness", "analyst", "application"])
 def test_the_python_on_the_page_runs_as_it_stands(code, finished_run, tmp_path, monkeypatch, capsys):
     shutil.copytree(finished_run.folder, tmp_path / "runs" / "small-seed0")
     (tmp_path / "workers").symlink_to(ROOT / "workers")
+    staging.write_lines(tmp_path / "made-up/ruler/vt-1024.jsonl", staging.ruler_rows("vt"))
+    staging.write_source(tmp_path / "made-up", staging.SUITES["ruler"])
+    monkeypatch.setenv("NAMM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()
