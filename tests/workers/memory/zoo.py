@@ -64,8 +64,11 @@ def tiny_config(name: str) -> Any:
     return AutoConfig.for_model(model_type, **given)
 
 
-def zoo_model(name: str, implementation: str = "eager", seed: int = 0) -> PreTrainedModel:
-    """A random model in evaluation mode whose attention is far from uniform and whose norms differ by channel."""
+def zoo_model(name: str, implementation: str | None = "eager", seed: int = 0) -> PreTrainedModel:
+    """A random model in evaluation mode whose attention is far from uniform and whose norms differ by channel.
+
+    With an implementation of None transformers takes the fastest that the architecture has.
+    """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(name), attn_implementation=implementation)
     with torch.no_grad():
