@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
@@ -26,8 +25,8 @@ from workers.memory.memory import Memory
 from workers.memory.options import AttentionOptions
 from workers.memory.padding import Cohort
 from workers.memory.room import explain_lack_of_room
-from workers.memory.slots import Slots
 from workers.memory.support import require_support, switch_attention
+from workers.memory.watching import watch
 
 IMPLEMENTATION = "namm"
 """Name of our functions in transformers' registries."""
@@ -42,72 +41,6 @@ def blocks(seen_tokens: int, new_tokens: int, update_every: int | None) -> Itera
             room = min(room, update_every - (seen_tokens + start) % update_every)
         yield start, start + room
         start += room
-
-
-def visible(slots: Slots, first_query: int, num_queries: int, window: int | None) -> Tensor | None:
-    """Which slot each query may see, bool ``[B or 1, H or 1, n, K]``; None when every query sees every slot.
-
-    A query sees the tokens that are not newer than itself, and with a sliding window only the newest of them.
-    """
-    if slots.is_even and num_queries == 1 and window is None:
-        return None
-    queries = torch.arange(first_query, first_query + num_queries, device=slots.positions.device)[:, None]
-    if slots.is_even and window is None:
-        # Held tokens are all older than the block: only the block's own tokens need comparing.
-        newest_first = torch.arange(first_query + num_queries - 1, -1, -1, device=queries.device)
-        columns = newest_first[: slots.positions.shape[-1]].flip(0)
-        return (columns <= queries)[None, None]
-    positions = slots.positions[:, :, None, :]
-    mask = (positions >= 0) & (positions <= queries)
-    return mask if window is None else mask & (positions > queries - window)
-
-
-def attend_and_watch(
-    query: Tensor, slots: Slots, mask: Tensor | None, options: AttentionOptions
-) -> tuple[Tensor, Tensor]:
-    """Plain attention that also returns its weights averaged over each group of query heads (spec 2).
-
-    Args:
-        query: ``[B, H * r, n, d]``.
-        slots: what the layer holds, the queries' own tokens included.
-        mask: as :func:`visible` has it.
-        options: scaling, soft cap and sinks of the scores. What a sink takes is missing from the weights.
-
-    Returns:
-        Output ``[B, H * r, n, d]`` and averaged weights ``[B, H, n, K]`` in the model's dtype.
-    """
-    rows, query_heads, num_queries, size = query.shape
-    heads, num_slots = slots.keys.shape[1:3]
-    grouped = query.reshape(rows, heads, -1, size)
-    scores = (grouped @ slots.keys.transpose(-1, -2)).mul_(options.scaling)
-    if options.softcap is not None:
-        scores = torch.tanh(scores / options.softcap) * options.softcap
-    scores = scores.view(rows, heads, query_heads // heads, num_queries, num_slots)
-    if mask is not None:
-        scores = scores.masked_fill_(~mask[:, :, None], -torch.inf)
-    weights = _softmax(scores, options.sinks).to(query.dtype)
-    output = weights.view(rows, heads, -1, num_slots) @ slots.values
-    return output.view(rows, query_heads, num_queries, -1), weights.mean(dim=2)
-
-
-def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Over the slots, in float32: ``[B, H, r, n, K]``."""
-    if sinks is None:
-        return torch.softmax(scores, dim=-1, dtype=torch.float32)
-    rows, heads, group, queries, _ = scores.shape
-    column = sinks.to(scores.dtype).view(1, heads, group, 1, 1).expand(rows, -1, -1, queries, -1)
-    return torch.softmax(torch.cat([scores, column], dim=-1), dim=-1, dtype=torch.float32)[..., :-1]
-
-
-def attend(query: Tensor, slots: Slots, mask: Tensor | None, options: AttentionOptions) -> Tensor:
-    """Fused attention for memories that do not watch; shapes as in :func:`attend_and_watch`."""
-    if options.softcap is not None or options.sinks is not None:
-        return attend_and_watch(query, slots, mask, options)[0]
-    if mask is not None and mask.shape[1] > 1:
-        mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
-    return functional.scaled_dot_product_attention(
-        query, slots.keys, slots.values, attn_mask=mask, scale=options.scaling, enable_gqa=True
-    )
 
 
 @outside_graphs
@@ -161,18 +94,12 @@ def sweep(
     outputs = []
     for start, stop in blocks(seen, query.shape[2], memory.update_every):
         slots = slots.append(key[:, :, start:stop], value[:, :, start:stop], seen)
-        mask = visible(slots, seen, stop - start, options.sliding_window)
-        block = query[:, :, start:stop]
-        if memory.reads_attention:
-            output, weights = attend_and_watch(block, slots, mask, options)
-            slots = slots.with_trace(memory.observe(slots.trace, weights.detach()))
-        else:
-            output = attend(block, slots, mask, options)
+        output, slots = watch(query[:, :, start:stop], slots, seen, options, memory)
         outputs.append(output)
         seen += stop - start
         slots = layer.take_up(slots, cohort, seen, stop - start)
     layer.cohorts[cohort.padding] = slots.at_rest()
-    return torch.cat(outputs, dim=2)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
 def padding_mask(

@@ -22,6 +22,7 @@ from workers.memory.meter import Meter
 from workers.memory.options import AttentionOptions
 from workers.memory.padding import Cohort, Padding
 from workers.memory.slots import PackedSlots, Slots
+from workers.memory.watching import told
 
 UpdateListener = Callable[[LayerView, Decision], None]
 
@@ -84,7 +85,7 @@ class MemoryLayer(CacheLayerMixin):
     def at_work(self, cohort: Cohort, keys: Tensor, values: Tensor) -> Slots:
         """What the rows of a cohort hold; nothing, in the shapes of the new keys and values, before their first."""
         held = self.cohorts.get(cohort.padding)
-        return held.at_work() if held else Slots.empty(keys, values, self.cache.memory.empty_trace_channels())
+        return held.at_work() if held else Slots.nothing(keys, values, self.cache.memory.empty_trace_channels())
 
     def take_up(self, slots: Slots, cohort: Cohort, seen_tokens: int, new_tokens: int) -> Slots:
         """After the attention of a block that ends at ``seen_tokens``: account for it, and update if one is due."""
@@ -93,6 +94,7 @@ class MemoryLayer(CacheLayerMixin):
 
     def evict(self, slots: Slots, cohort: Cohort, seen_tokens: int) -> Slots:
         """Let the memory decide, and drop what it does not keep."""
+        slots = told(slots, self.cache.memory)
         view = LayerView(self.index, seen_tokens, slots.keys, slots.values, slots.positions, slots.trace)
         decision = self.cache.memory.decide(view)
         if self.cache.listener is not None:
@@ -103,7 +105,7 @@ class MemoryLayer(CacheLayerMixin):
 
     def held_tokens(self) -> Tensor:
         """int32 ``[B, H]`` on the CPU: tokens held now. The layer must have read some."""
-        padding, lengths = self.cache.padding, {width: held.lengths.cpu() for width, held in self.cohorts.items()}
+        padding, lengths = self.cache.padding, {width: held.lengths for width, held in self.cohorts.items()}
         heads = next(iter(lengths.values())).shape[1]
         total = torch.zeros(len(padding.by_row), heads, dtype=torch.int32)
         for cohort in padding.cohorts(torch.device("cpu")):
@@ -213,12 +215,9 @@ class MemoryCache(Cache):
         return torch.stack([layer.held_tokens() for layer in self.layers if layer.cohorts], dim=1)
 
     def row_state_bytes(self) -> Tensor:
-        """int64 ``[B]`` on the CPU: bytes of positions and traces, row by row; for batches without padding."""
+        """int64 ``[B]`` on the CPU: ``state_bytes`` row by row; for batches without padding."""
         held = [layer.held for layer in self.layers if layer.held is not None]
-        token_bytes = [slots.positions.itemsize + slots.trace.shape[-1] * slots.trace.itemsize for slots in held]
-        return torch.stack(
-            [slots.lengths.sum(-1).cpu() * size for slots, size in zip(held, token_bytes, strict=True)]
-        ).sum(0)
+        return torch.stack([slots.row_state_bytes() for slots in held]).sum(0)
 
     def reset(self) -> None:
         """Forget everything, the account of bytes included."""
@@ -233,8 +232,13 @@ class MemoryCache(Cache):
         return sum(held.cache_bytes for layer in self.layers for held in layer.cohorts.values())
 
     @property
+    def spare_bytes(self) -> int:
+        """Bytes of ``cache_bytes`` that are room for tokens to come: a 32nd, and at least 32 tokens by head and layer."""
+        return sum(held.spare_bytes for layer in self.layers for held in layer.cohorts.values())
+
+    @property
     def peak_bytes(self) -> int:
-        """Most bytes of keys and values that were held at any moment."""
+        """Most bytes of keys and values that were held at any moment, room for more left out."""
         return self.meter.highest
 
     @property

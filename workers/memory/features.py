@@ -17,24 +17,22 @@ from workers.memory.specs import NammSettings
 
 @functools.lru_cache(maxsize=16)
 def spectrum_basis(window: int, device: torch.device) -> Tensor:
-    """Hann-windowed cosines and sines as one real matrix, float32 ``[window, 2 * bins]`` (spec 3.1).
+    """Hann-windowed cosines and sines as one real matrix, float32 ``[window, window]`` (spec 3.1).
 
-    ``signal @ basis`` gives the real parts of the one-sided spectrum, then its imaginary parts: no FFT, so it works in
-    any dtype and on any accelerator.
+    ``basis @ signal`` gives the real parts of the one-sided spectrum, ``window / 2 + 1`` of them, then its imaginary
+    parts but for the first and the last, which are zero. No FFT, so it works in any dtype and on any accelerator.
     """
     m = torch.arange(window, dtype=torch.float64)
     k = torch.arange(window // 2 + 1, dtype=torch.float64)
     hann = 0.5 * (1.0 - torch.cos(2.0 * torch.pi * m / window))
-    angle = 2.0 * torch.pi * m[:, None] * k[None, :] / window
-    basis = torch.cat([torch.cos(angle), -torch.sin(angle)], dim=1) * hann[:, None]
+    angle = 2.0 * torch.pi * k[:, None] * m[None, :] / window
+    basis = torch.cat([torch.cos(angle), -torch.sin(angle[1:-1])]) * hann
     return basis.to(torch.float32).to(device)
 
 
 def magnitudes(signal: Tensor) -> Tensor:
     """Magnitudes of one frame's spectrum: ``[..., window]`` float32 to ``[..., bins]``."""
-    window = signal.shape[-1]
-    real, imaginary = (signal @ spectrum_basis(window, signal.device)).chunk(2, dim=-1)
-    return torch.sqrt(real.square() + imaginary.square())
+    return _magnitudes(spectrum_basis(signal.shape[-1], signal.device) @ signal[..., None])[..., 0]
 
 
 def empty_trace_channels(settings: NammSettings) -> int:
@@ -54,17 +52,99 @@ def observe(trace: Tensor, attention: Tensor, settings: NammSettings) -> Tensor:
     Returns:
         The new trace, ``[B, H, K, bins + pending']`` with ``hop <= pending' < 2 * hop``.
     """
-    hop, window, bins = settings.hop, settings.window, settings.num_bins
-    signal = torch.cat([trace[..., bins:], attention.transpose(-1, -2).float()], dim=-1)
-    frames = (signal.shape[-1] - hop) // hop
-    if frames == 0:
-        return torch.cat([trace[..., :bins], signal], dim=-1)
-    decay = settings.ema**hop
-    ema = trace[..., :bins].clone()
+    rows, heads, num_queries, num_slots = attention.shape
+    sums = SpectralSums(trace, num_queries, settings)
+    sums.room(slice(0, rows * heads), slice(0, num_queries), slice(0, num_slots)).copy_(attention.flatten(0, 1))
+    sums.take_in()
+    return sums.trace
+
+
+class SpectralSums:
+    """Streams the attention of a block of queries into traces, a tile at a time (an ``Observer`` of ``watching.py``).
+
+    Inside, slots come last: a row of attention is then contiguous, and a frame's spectrum one matrix product.
+    """
+
+    def __init__(self, trace: Tensor, num_queries: int, settings: NammSettings) -> None:
+        """``trace [B, H, K, bins + pending]`` is of all slots, those of the block's own tokens included."""
+        self._shape, self._settings = trace.shape[:3], settings
+        lanes = trace.flatten(0, 1).transpose(1, 2)
+        self._average = lanes[:, : settings.num_bins].contiguous()
+        self._pending = lanes[:, settings.num_bins :]
+        pending = self._pending.shape[1] + num_queries
+        num_left = pending - (pending - settings.hop) // settings.hop * settings.hop
+        self._left = trace.new_zeros(len(lanes), num_left, trace.shape[2])
+        self._num_queries = num_queries
+
+    def room(self, lanes: slice, queries: slice, columns: slice) -> Tensor:
+        """Behind the rows that unfinished frames of these lanes still need."""
+        former = self._pending[lanes] if queries.start == 0 else self._carried
+        count, held = queries.stop - queries.start, former.shape[1]
+        rows = self._average.new_empty(former.shape[0], held + count, columns.stop - columns.start)
+        if queries.start == 0:
+            rows[:, :held] = former[..., columns]
+        else:  # nobody of the tile before has seen the tokens that are new to this one
+            width = former.shape[2]
+            rows[:, :held, :width] = former
+            rows[:, :held, width:] = 0
+        self._lanes, self._queries, self._columns, self._rows = lanes, queries, columns, rows
+        return rows[:, held:]
+
+    def take_in(self) -> None:
+        """Fold the frames that are complete into the moving average."""
+        hop = self._settings.hop
+        frames = (self._rows.shape[1] - hop) // hop
+        if frames:
+            average = self._average[self._lanes, :, self._columns]
+            if len(average) <= frames:
+                for rows, lane_average in zip(self._rows, average, strict=True):
+                    _fold_frames(rows, frames, lane_average, self._settings.ema**hop)
+            else:
+                _fold_lanes(self._rows, frames, average, self._settings.ema**hop)
+        self._carried = self._rows[:, frames * hop :]
+        if self._queries.stop == self._num_queries:
+            self._left[self._lanes, :, self._columns] = self._carried
+
+    @property
+    def trace(self) -> Tensor:
+        """``[B, H, K, bins + pending']``"""
+        joined = torch.cat([self._average, self._left], dim=1)
+        return joined.transpose(1, 2).unflatten(0, self._shape[:2])
+
+
+def _fold_frames(rows: Tensor, frames: int, average: Tensor, decay: float) -> None:
+    """Into ``average [bins, c]`` of one lane, all frames of its ``rows [m, c]`` at once."""
+    bins, columns = average.shape
+    hop = bins - 1
+    overlapping = rows.as_strided((frames, 2 * hop, columns), (hop * columns, columns, 1))
+    basis = spectrum_basis(2 * hop, rows.device)
+    spectra = _magnitudes(torch.bmm(basis.expand(frames, -1, -1), overlapping))
+    weights = _frame_weights(frames, decay, rows.device)
+    average.mul_(decay**frames).add_(torch.mm(weights, spectra.flatten(1)).view(bins, columns))
+
+
+def _fold_lanes(rows: Tensor, frames: int, average: Tensor, decay: float) -> None:
+    """Into ``average [l, bins, c]``, frame by frame, all lanes of ``rows [l, m, c]`` at once."""
+    hop = average.shape[1] - 1
+    basis = spectrum_basis(2 * hop, rows.device).expand(len(rows), -1, -1)
     for frame in range(frames):
-        spectrum = magnitudes(signal[..., frame * hop : frame * hop + window])
-        ema.mul_(decay).add_(spectrum, alpha=1.0 - decay)
-    return torch.cat([ema, signal[..., frames * hop :]], dim=-1)
+        spectra = _magnitudes(torch.bmm(basis, rows[:, frame * hop : (frame + 2) * hop]))
+        average.mul_(decay).add_(spectra, alpha=1.0 - decay)
+
+
+def _magnitudes(spectra: Tensor) -> Tensor:
+    """Of spectra ``[..., 2 * hop, c]``, real parts before imaginary ones, to ``[..., bins, c]``, in their place."""
+    hop = spectra.shape[-2] // 2
+    power = spectra.square_()
+    power[..., 1:hop, :] += power[..., hop + 1 :, :]
+    return power[..., : hop + 1, :].sqrt_()
+
+
+@functools.lru_cache(maxsize=64)
+def _frame_weights(frames: int, decay: float, device: torch.device) -> Tensor:
+    """Of consecutive frames in the moving average, float32 ``[1, frames]``."""
+    powers = decay ** torch.arange(frames - 1, -1, -1, dtype=torch.float64)
+    return ((1.0 - decay) * powers).to(torch.float32).to(device)[None]
 
 
 @functools.lru_cache(maxsize=16)

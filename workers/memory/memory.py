@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.memory.specs import NammSettings
+
 
 @dataclass(frozen=True, slots=True)
 class LayerView:
@@ -55,6 +57,8 @@ class Memory(ABC):
     """Tokens between two updates; None for a memory that never evicts."""
     reads_attention: bool = False
     """Whether ``observe`` wants the attention values; without it fused attention is used."""
+    spectrum: NammSettings | None = None
+    """Set when ``observe`` is :func:`features.observe` with these settings: it is then fused with the attention."""
 
     @property
     def num_genomes(self) -> int:
@@ -86,6 +90,7 @@ class KeepAll(Memory):
     def __init__(self, observer: Memory | None = None) -> None:
         self._observer = observer
         self.reads_attention = observer is not None and observer.reads_attention
+        self.spectrum = observer.spectrum if observer else None
 
     def empty_trace_channels(self) -> int:
         """As the observer has it."""

@@ -39,7 +39,7 @@ class Namm(Memory):
             raise ValueError(
                 f"there are {len(threshold)} thresholds for {len(genomes)} genomes: give one for all, or one for each"
             )
-        self.settings = settings
+        self.settings = self.spectrum = settings
         self.threshold = threshold
         self.update_every = settings.update_every
         self.normalisation = normalisation
@@ -131,7 +131,7 @@ class StatisticsPass(Memory):
     reads_attention = True
 
     def __init__(self, settings: NammSettings) -> None:
-        self.settings = settings
+        self.settings = self.spectrum = settings
         self.update_every = settings.update_every
         self.moments = Moments()
 

@@ -9,6 +9,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+
+LEAST_ROOM = 32
+"""Tokens that fit behind the last one before all are moved: each decoded token costs a 32nd of a copy at most."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +27,16 @@ class Slots:
     positions: Tensor
     """int32 ``[B, H, K]``; -1 where a slot is empty, ascending otherwise."""
     trace: Tensor
-    """float32 ``[B, H, K, C]``, zero where a slot is empty."""
-    is_even: bool
-    """Whether all rows and heads hold the same number of tokens, so that no slot is empty."""
+    """float32 ``[B, H, K', C]``, zero where a slot is empty; of the first K' slots, the others' is still zero."""
+    empty: tuple[int, ...]
+    """Empty slots before each head's first token, row by row: known on the host without asking the device."""
+    recent: tuple[Tensor, ...] = ()
+    """Attention that the memory has not been told yet: float32 ``[B, H, n, K'']`` over the first K'' slots."""
+    buffers: tuple[Tensor, Tensor, Tensor] | None = None
+    """What ``keys``, ``values`` and ``positions`` are the beginning of, where there is room behind them."""
 
     @staticmethod
-    def empty(keys: Tensor, values: Tensor, trace_channels: int) -> Slots:
+    def nothing(keys: Tensor, values: Tensor, trace_channels: int) -> Slots:
         """No tokens; shapes, dtypes and device as of ``keys [B, H, n, d]`` and ``values [B, H, n, d]``."""
         rows, heads = keys.shape[:2]
         return Slots(
@@ -35,45 +44,93 @@ class Slots:
             values=values.new_empty(rows, heads, 0, values.shape[-1]),
             positions=torch.empty(rows, heads, 0, dtype=torch.int32, device=keys.device),
             trace=torch.empty(rows, heads, 0, trace_channels, dtype=torch.float32, device=keys.device),
-            is_even=True,
+            empty=(0,) * (rows * heads),
         )
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all rows and heads hold the same number of tokens, so that no slot is empty."""
+        return not any(self.empty)
+
     def append(self, keys: Tensor, values: Tensor, first_position: int) -> Slots:
-        """With new tokens ``[B, H, n, d]`` at consecutive positions; their traces are zero."""
-        rows, heads, new = keys.shape[:3]
+        """With new tokens ``[B, H, n, d]`` at consecutive positions; their traces are zero.
+
+        Written behind the others where there is room: these slots must not be appended to again.
+        """
+        held, new = self.positions.shape[2], keys.shape[2]
+        buffers = self.buffers
+        if buffers is None or held + new > buffers[2].shape[2]:
+            # Single tokens are followed by more of them, the block of a prompt by an eviction; and what a gradient is
+            # to be taken of must stay as it is.
+            is_growing = new == 1 and not torch.is_grad_enabled()
+            buffers = self._moved(held + new + (max(LEAST_ROOM, held // LEAST_ROOM) if is_growing else 0))
         positions = torch.arange(first_position, first_position + new, dtype=torch.int32, device=keys.device)
-        trace = self.trace.new_zeros(rows, heads, new, self.trace.shape[-1])
-        return Slots(
-            keys=torch.cat([self.keys, keys], dim=2),
-            values=torch.cat([self.values, values], dim=2),
-            positions=torch.cat([self.positions, positions.expand(rows, heads, new)], dim=2),
-            trace=torch.cat([self.trace, trace], dim=2),
-            is_even=self.is_even,
-        )
+        for buffer, values_of in zip(buffers, (keys, values, positions), strict=True):
+            buffer[:, :, held : held + new] = values_of
+        keys, values, positions = (buffer[:, :, : held + new] for buffer in buffers)
+        return replace(self, keys=keys, values=values, positions=positions, buffers=buffers)
+
+    def _moved(self, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The tokens in buffers for ``capacity`` of them."""
+
+        def moved(held: Tensor) -> Tensor:
+            buffer = held.new_empty(*held.shape[:2], capacity, *held.shape[3:])
+            buffer[:, :, : held.shape[2]] = held
+            return buffer
+
+        return moved(self.keys), moved(self.values), moved(self.positions)
 
     def select(self, keep: Tensor) -> Slots:
         """Only the tokens where ``keep`` (bool ``[B, H, K]``) holds, in the same order, physically moved together."""
-        counts = keep.sum(-1)
-        shortest, longest = torch.stack(torch.aminmax(counts)).tolist()
-        # A stable sort of booleans moves the kept slots to the end and leaves them in ascending order.
-        order = keep.to(torch.uint8).argsort(dim=-1, stable=True)[..., keep.shape[-1] - longest :]
-        is_even = shortest == longest
-        positions, trace = self.positions.gather(2, order), _gather(self.trace, order)
-        if not is_even:
-            dropped = ~keep.gather(2, order)
-            positions = positions.masked_fill(dropped, -1)
-            trace = trace.masked_fill(dropped[..., None], 0)
-        return Slots(
-            keys=_gather(self.keys, order),
-            values=_gather(self.values, order),
-            positions=positions,
-            trace=trace,
-            is_even=is_even,
-        )
+        rows, heads, num_slots = keep.shape
+        counts = keep.flatten(0, 1).sum(-1).tolist()  # the one time that the host asks the device
+        longest = max(counts)
+        empty = tuple(longest - count for count in counts)
+        kept = torch.nonzero_static(keep.flatten(), size=sum(counts))[:, 0]  # by lane, then in ascending order
+        vacant = None
+        if any(empty):
+            vacant = _vacant(empty, longest, keep.device)
+            order = kept.new_zeros(vacant.shape).masked_scatter_(~vacant, kept).flatten()
+        else:
+            order = kept
+
+        def chosen(held: Tensor) -> Tensor:
+            flat = held.reshape(rows * heads * num_slots, *held.shape[3:])
+            return flat.index_select(0, order).view(rows, heads, longest, *held.shape[3:])
+
+        positions, trace = chosen(self.positions), chosen(self.trace)
+        if vacant is not None:
+            positions = positions.masked_fill_(vacant.view_as(positions), -1)
+            trace = trace.masked_fill_(vacant.view_as(positions)[..., None], 0)
+        return Slots(chosen(self.keys), chosen(self.values), positions, trace, empty)
 
     def with_trace(self, trace: Tensor) -> Slots:
-        """With another trace ``[B, H, K, C']``."""
-        return replace(self, trace=trace)
+        """With another trace ``[B, H, K', C']``; nothing is left to tell the memory."""
+        return replace(self, trace=trace, recent=())
+
+    def with_recent(self, rows: Tensor) -> Slots:
+        """With attention ``[B, H, n, K]`` that the memory is told later."""
+        return replace(self, recent=(*self.recent, rows))
+
+    @property
+    def num_recent(self) -> int:
+        """Rows of attention that the memory has not been told yet."""
+        return sum(rows.shape[2] for rows in self.recent)
+
+    def full_trace(self) -> Tensor:
+        """The trace of all slots, ``[B, H, K, C]``."""
+        missing = self.positions.shape[2] - self.trace.shape[2]
+        return functional.pad(self.trace, (0, 0, 0, missing)) if missing else self.trace
+
+    def recent_rows(self) -> Tensor:
+        """All of ``recent`` as one, ``[B, H, n, K]``."""
+        rows, heads, num_slots = self.positions.shape
+        gathered = self.trace.new_zeros(rows, heads, self.num_recent, num_slots)
+        start = 0
+        for part in self.recent:
+            gathered[:, :, start : start + part.shape[2], : part.shape[3]] = part
+            start += part.shape[2]
+        return gathered
 
     def repeat(self, copies: int) -> Slots:
         """The rows ``copies`` times over, copy by copy: ``[copies * B, …]``."""
@@ -82,21 +139,32 @@ class Slots:
             values=self.values.repeat(copies, 1, 1, 1),
             positions=self.positions.repeat(copies, 1, 1),
             trace=self.trace.repeat(copies, 1, 1, 1),
-            is_even=self.is_even,
+            empty=self.empty * copies,
+            recent=tuple(rows.repeat(copies, 1, 1, 1) for rows in self.recent),
         )
 
     def at_rest(self) -> Slots | PackedSlots:
         """In the form that holds no empty slot: itself when even, packed otherwise."""
         if self.is_even:
             return self
-        occupied = self.positions >= 0
+        longest = self.positions.shape[2]
+        lengths = [longest - empty for empty in self.empty]
+        occupied = ~_vacant(self.empty, longest, self.keys.device)
+        place = torch.nonzero_static(occupied.flatten(), size=sum(lengths))[:, 0]
+
+        def packed(held: Tensor) -> Tensor:
+            return held.flatten(0, 2).index_select(0, place)
+
         return PackedSlots(
-            keys=self.keys[occupied],
-            values=self.values[occupied],
-            positions=self.positions[occupied],
-            trace=self.trace[occupied],
-            lengths=occupied.sum(-1, dtype=torch.int32),
-            longest=self.positions.shape[-1],
+            keys=packed(self.keys),
+            values=packed(self.values),
+            positions=packed(self.positions),
+            trace=packed(self.full_trace()),
+            recent=packed(self.recent_rows().transpose(2, 3)),
+            place=place.to(torch.int32),
+            rows=self.positions.shape[0],
+            empty=self.empty,
+            longest=longest,
         )
 
     def at_work(self) -> Slots:
@@ -105,18 +173,31 @@ class Slots:
 
     @property
     def lengths(self) -> Tensor:
-        """int32 ``[B, H]``: tokens held."""
-        return (self.positions >= 0).sum(-1, dtype=torch.int32)
+        """int32 ``[B, H]`` on the CPU: tokens held."""
+        return _lengths(self.empty, self.positions.shape[2], self.positions.shape[0])
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the keys and values."""
-        return self.keys.nbytes + self.values.nbytes
+        """Bytes of the keys and values, the room behind them included."""
+        return self.keys.nbytes + self.values.nbytes + self.spare_bytes
+
+    @property
+    def spare_bytes(self) -> int:
+        """Bytes of the room for more keys and values."""
+        if self.buffers is None:
+            return 0
+        return sum(buffer.nbytes - held.nbytes for buffer, held in zip(self.buffers, (self.keys, self.values)))
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of what the memory adds: positions and traces."""
-        return self.positions.nbytes + self.trace.nbytes
+        """Bytes of what the memory adds: positions, traces and attention that it is yet to be told."""
+        positions = self.buffers[2] if self.buffers else self.positions
+        return positions.nbytes + self.trace.nbytes + sum(rows.nbytes for rows in self.recent)
+
+    def row_state_bytes(self) -> Tensor:
+        """``state_bytes`` by row, int64 ``[B]`` on the CPU."""
+        rows = self.positions.shape[0]
+        return torch.full((rows,), self.state_bytes // rows)
 
 
 @dataclass(frozen=True)
@@ -131,22 +212,34 @@ class PackedSlots:
     """int32 ``[T]``"""
     trace: Tensor
     """float32 ``[T, C]``"""
-    lengths: Tensor
-    """int32 ``[B, H]``: tokens held."""
+    recent: Tensor
+    """float32 ``[T, n]``: attention that the memory has not been told yet."""
+    place: Tensor
+    """int32 ``[T]``: where each token stands among the padded slots ``[B * H * longest]``."""
+    rows: int
+    """B"""
+    empty: tuple[int, ...]
+    """As the padded slots have it."""
     longest: int
     """Most tokens that any head holds."""
 
     def at_work(self) -> Slots:
         """Unpacked into padded slots."""
-        occupied = self._occupied
-        positions = self.positions.new_full(occupied.shape, -1)
-        positions[occupied] = self.positions
+        shape = (self.rows, len(self.empty) // self.rows, self.longest)
+        place = self.place.long()
+
+        def padded(packed: Tensor, filling: int = 0) -> Tensor:
+            slots = packed.new_full((shape[0] * shape[1] * shape[2], *packed.shape[1:]), filling)
+            return slots.index_copy_(0, place, packed).view(*shape, *packed.shape[1:])
+
+        recent = (padded(self.recent).transpose(2, 3),) if self.recent.shape[1] else ()
         return Slots(
-            keys=_scatter(self.keys, occupied),
-            values=_scatter(self.values, occupied),
-            positions=positions,
-            trace=_scatter(self.trace, occupied),
-            is_even=False,
+            padded(self.keys),
+            padded(self.values),
+            padded(self.positions, -1),
+            padded(self.trace),
+            self.empty,
+            recent,
         )
 
     def repeat(self, copies: int) -> Slots:
@@ -154,9 +247,9 @@ class PackedSlots:
         return self.at_work().repeat(copies)
 
     @property
-    def _occupied(self) -> Tensor:
-        slots = torch.arange(self.longest, device=self.lengths.device)
-        return slots >= (self.longest - self.lengths)[..., None]
+    def lengths(self) -> Tensor:
+        """int32 ``[B, H]`` on the CPU: tokens held."""
+        return _lengths(self.empty, self.longest, self.rows)
 
     @property
     def cache_bytes(self) -> int:
@@ -164,16 +257,25 @@ class PackedSlots:
         return self.keys.nbytes + self.values.nbytes
 
     @property
+    def spare_bytes(self) -> int:
+        """None."""
+        return 0
+
+    @property
     def state_bytes(self) -> int:
-        """Bytes of what the memory adds: positions, traces and lengths."""
-        return self.positions.nbytes + self.trace.nbytes + self.lengths.nbytes
+        """Bytes of what the memory adds: positions, places, traces and attention that it is yet to be told."""
+        return self.positions.nbytes + self.place.nbytes + self.trace.nbytes + self.recent.nbytes
+
+    def row_state_bytes(self) -> Tensor:
+        """``state_bytes`` by row, int64 ``[B]`` on the CPU."""
+        return self.lengths.sum(-1) * (self.state_bytes // len(self.positions))
 
 
-def _gather(values: Tensor, order: Tensor) -> Tensor:
-    return values.gather(2, order[..., None].expand(*order.shape, values.shape[-1]))
+def _lengths(empty: tuple[int, ...], num_slots: int, rows: int) -> Tensor:
+    return (num_slots - torch.tensor(empty, dtype=torch.int32)).view(rows, -1)
 
 
-def _scatter(packed: Tensor, occupied: Tensor) -> Tensor:
-    padded = packed.new_zeros(*occupied.shape, packed.shape[-1])
-    padded[occupied] = packed
-    return padded
+def _vacant(empty: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:
+    """bool ``[L, K]``: the slots before each head's first token."""
+    count = torch.tensor(empty, device=device)[:, None]
+    return torch.arange(num_slots, device=device) < count

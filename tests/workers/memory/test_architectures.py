@@ -135,7 +135,7 @@ def test_a_padded_row_is_what_it_is_alone(name):
         alone = model.generate(text[None], past_key_values=single, **options)
         assert together.sequences[row, 40:].tolist() == alone.sequences[0, len(text) :].tolist()
         for ours, theirs in zip(together.logits, alone.logits, strict=True):
-            assert largest_difference(ours[row], theirs[0]) < 1e-5
+            assert largest_difference(ours[row], theirs[0]) < 2e-5
         assert batch.held_tokens()[row].tolist() == single.held_tokens()[0].tolist()
 
 

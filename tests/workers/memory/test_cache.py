@@ -59,7 +59,8 @@ class Watcher(Memory):
 
     def observe(self, trace, attention):
         assert attention.shape[0::3] == trace.shape[0:3:2]  # a weight for each slot
-        self.rows.append(attention)
+        rows, held = attention.shape[2:]  # told together, each sees what was there when it was paid
+        self.rows += [attention[:, :, row : row + 1, : held - rows + 1 + row] for row in range(rows)]
         return self.other.observe(trace, attention)
 
     def decide(self, view) -> Decision:

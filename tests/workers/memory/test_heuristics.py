@@ -72,7 +72,7 @@ def run_both(name: str, layer: int, tokens: int, seed: int) -> tuple[list, list,
     memory = rival(name, BUDGETS, EVERY)
     naive = [[NaiveHead(BUDGETS[layer][head]) for head in range(HEADS)] for _ in range(ROWS)]
     nothing = torch.zeros(ROWS, HEADS, 0, SIZE)
-    slots = Slots.empty(nothing, nothing, memory.empty_trace_channels())
+    slots = Slots.nothing(nothing, nothing, memory.empty_trace_channels())
     ours, theirs, before = [], [], []
     for position in range(tokens):
         key = torch.randn(ROWS, HEADS, 1, SIZE, generator=generator)
@@ -81,7 +81,7 @@ def run_both(name: str, layer: int, tokens: int, seed: int) -> tuple[list, list,
         logits = 2 * torch.randn(occupied.shape, generator=generator)
         weights = logits.masked_fill(~occupied, -torch.inf).softmax(-1)
         if memory.reads_attention:
-            slots = slots.with_trace(memory.observe(slots.trace, weights[:, :, None, :]))
+            slots = slots.with_trace(memory.observe(slots.full_trace(), weights[:, :, None, :]))
         for row in range(ROWS):
             for head in range(HEADS):
                 naive[row][head].read(position, key[row, head, 0].tolist())

@@ -1,0 +1,264 @@
+"""Attention that tells a memory what it paid, tile by tile: the seam where an accelerator's kernel takes over.
+
+:func:`watch` is all that the rest of the project calls. It hands the queries of a block to the fused kernel of
+``fused.py`` where that can serve them, or else to :func:`attend`, plain torch on any device: a tile of queries at a time
+and as many lanes (a KV head of a row) as keep the tile's scores small enough for a processor's cache. The attention of
+a tile is taken in by the memory's observer before the next tile is begun, so that no more than a tile of it ever
+exists.
+
+Shapes: B rows, H KV heads, r query heads per KV head, n queries, K slots, d head size; L = B * H lanes; l, t and c are
+lanes, queries and slots of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from workers.memory.features import SpectralSums
+from workers.memory.memory import Memory
+from workers.memory.options import AttentionOptions
+from workers.memory.slots import Slots
+
+TILE_SCORES = {"cpu": 1 << 18}
+"""Most scores of a tile, by kind of device: what a core's own cache holds; elsewhere memory is the only limit."""
+MOST_SCORES = 1 << 28
+SMALLEST_TILE = 64
+"""Queries of a tile at least: with fewer, calls would cost more than they do. A multiple of every sensible hop."""
+
+
+class Observer(Protocol):
+    """Takes in the attention of a block of queries, tile by tile; the tiles of a lane come in the order of queries."""
+
+    def room(self, lanes: slice, queries: slice, columns: slice) -> Tensor:
+        """Where the attention of a tile is to be written, float32 ``[l, t, c]``, averaged over query heads.
+
+        No query of the tile sees any slot outside of ``columns``.
+        """
+        ...
+
+    def take_in(self) -> None:
+        """The tile was written."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Some queries of some lanes, and the slots that any of them may see."""
+
+    lanes: slice
+    queries: slice
+    columns: slice
+
+
+def tiles(slots: Slots, num_queries: int, group: int) -> Iterator[Tile]:
+    """Cut a block: lanes outside, queries inside. The block's own tokens are the last slots, in the order of queries."""
+    rows, heads, num_slots = slots.positions.shape
+    lanes, firsts = rows * heads, slots.empty
+    limit = TILE_SCORES.get(slots.keys.device.type, MOST_SCORES)
+    by_query = group * num_slots
+    queries = min(num_queries, max(SMALLEST_TILE, limit // by_query // SMALLEST_TILE * SMALLEST_TILE))
+    together = max(1, min(lanes, limit // (by_query * queries)))
+    for lane in range(0, lanes, together):
+        chosen = slice(lane, min(lane + together, lanes))
+        first = min(firsts[chosen])
+        for query in range(0, num_queries, queries):
+            stop = min(query + queries, num_queries)
+            yield Tile(chosen, slice(query, stop), slice(first, num_slots - num_queries + stop))
+
+
+def hidden(slots: Slots, tile: Tile, first_query: int, window: int | None) -> Tensor | None:
+    """Which of a tile's slots a query may not see, bool ``[l or 1, t, c']`` over the *last* c' slots of the tile.
+
+    The slots before those are seen by every query of the tile; None when all are.
+    """
+    count = tile.queries.stop - tile.queries.start
+    is_full = len(set(slots.empty[tile.lanes])) == 1
+    if is_full and window is None:
+        return None if count == 1 else _later(count, slots.positions.device)
+    return _unseen(slots, tile, first_query, window)
+
+
+def _unseen(slots: Slots, tile: Tile, first_query: int, window: int | None) -> Tensor:
+    """By position: tokens newer than the query or out of its window, and slots that are empty; ``[l, t, c]``."""
+    positions = slots.positions.flatten(0, 1)[tile.lanes, None, tile.columns]
+    start, count = first_query + tile.queries.start, tile.queries.stop - tile.queries.start
+    queries = torch.arange(start, start + count, dtype=torch.int32, device=positions.device)[:, None]
+    unseen = (positions < 0) | (positions > queries)
+    return unseen if window is None else unseen | (positions <= queries - window)
+
+
+def _later(count: int, device: torch.device) -> Tensor:
+    """Tokens of a tile's own that are newer than a query of it, ``[1, t, t]``."""
+    ones = torch.ones(count, count, dtype=torch.bool, device=device)
+    return ones.triu_(1)[None]
+
+
+def attend(
+    query: Tensor, slots: Slots, first_query: int, options: AttentionOptions, observer: Observer | None
+) -> Tensor:
+    """Plain attention that is watched (spec 2).
+
+    Args:
+        query: ``[B, H * r, n, d]``.
+        slots: what the layer holds, the queries' own tokens last.
+        first_query: position of the first query.
+        options: scaling, soft cap, window and sinks. What a sink takes is missing from the attention that is told.
+        observer: who is told, or None.
+
+    Returns:
+        Output ``[B, H * r, n, d of the values]``.
+    """
+    rows, query_heads, num_queries, size = query.shape
+    heads = slots.keys.shape[1]
+    group = query_heads // heads
+    # Scaled before the product where that rounds no more than after it: there are fewer queries than scores.
+    is_exact = query.dtype == torch.float32
+    queries = (query * options.scaling if is_exact else query).reshape(rows * heads, group, num_queries, size)
+    keys, values = slots.keys.flatten(0, 1), slots.values.flatten(0, 1)
+    output = query.new_empty(rows * heads, group, num_queries, values.shape[-1])
+    for tile in tiles(slots, num_queries, group):
+        chosen = queries[tile.lanes, :, tile.queries]
+        lanes, _, count, _ = chosen.shape
+        scores = torch.bmm(
+            chosen.reshape(lanes, group * count, size), keys[tile.lanes, tile.columns].transpose(1, 2)
+        ).view(lanes, group, count, -1)
+        if not is_exact:
+            scores = scores * options.scaling
+        if options.softcap is not None:
+            scores = torch.tanh(scores / options.softcap) * options.softcap
+        mask = hidden(slots, tile, first_query, options.sliding_window)
+        if mask is not None:
+            scores[..., scores.shape[-1] - mask.shape[-1] :].masked_fill_(mask[:, None], -torch.inf)
+        weights = _softmax(scores, _lane_sinks(options.sinks, heads, tile.lanes))
+        mixed = torch.bmm(weights.to(values.dtype).flatten(1, 2), values[tile.lanes, tile.columns])
+        output[tile.lanes, :, tile.queries] = mixed.view(lanes, group, count, -1)
+        if observer is not None:
+            average(weights.detach(), observer.room(tile.lanes, tile.queries, tile.columns))
+            observer.take_in()
+    return output.view(rows, query_heads, num_queries, -1)
+
+
+def _lane_sinks(sinks: Tensor | None, heads: int, lanes: slice) -> Tensor | None:
+    """``[l, r, 1, 1]`` of a tile's lanes from the ``[H * r]`` of the layer."""
+    if sinks is None:
+        return None
+    of_lane = torch.arange(lanes.start, lanes.stop, device=sinks.device) % heads
+    return sinks.view(heads, -1)[of_lane][..., None, None]
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Over the slots, in float32: ``[l, r, t, c]``."""
+    if sinks is None:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32)
+    column = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, column], dim=-1), dim=-1, dtype=torch.float32)[..., :-1]
+
+
+def average(weights: Tensor, out: Tensor) -> None:
+    """The mean of ``weights [l, r, t, c]`` over the query heads of a group into ``out [l, t, c]``.
+
+    By halves, which is several times faster than a mean over an axis between, and as exact: it rounds once a halving.
+    """
+    group = weights.shape[1]
+    if group == 1:
+        out.copy_(weights[:, 0])
+        return
+    while group > 2 and group % 2 == 0:
+        group //= 2
+        weights = torch.lerp(weights[:, :group], weights[:, group:], 0.5)
+    if group == 2:
+        torch.lerp(weights[:, 0], weights[:, 1], 0.5, out=out)
+    else:
+        torch.mean(weights, dim=1, out=out)
+
+
+class WholeRows:
+    """The observer of any memory: gathers the rows of a block, which the memory then reads as a whole."""
+
+    def __init__(self, slots: Slots, num_queries: int) -> None:
+        rows, heads, num_slots = slots.positions.shape
+        self._shape = (rows, heads, num_queries, num_slots)
+        self._rows = slots.trace.new_zeros(rows * heads, num_queries, num_slots)
+
+    def room(self, lanes: slice, queries: slice, columns: slice) -> Tensor:
+        """A part of the rows."""
+        return self._rows[lanes, queries, columns]
+
+    def take_in(self) -> None:
+        """Nothing to do."""
+
+    @property
+    def attention(self) -> Tensor:
+        """float32 ``[B, H, n, K]``."""
+        return self._rows.view(self._shape)
+
+
+RIPE_ROWS = 16
+"""Rows of attention that are gathered before a memory is told: single tokens then cost it next to nothing."""
+
+
+def watch(
+    query: Tensor, slots: Slots, first_query: int, options: AttentionOptions, memory: Memory
+) -> tuple[Tensor, Slots]:
+    """Attention of a block of queries ``[B, H * r, n, d]``, and the slots with what the memory learns from it."""
+    if not memory.reads_attention:
+        return attend_unwatched(query, slots, first_query, options), slots
+    num_queries = query.shape[2]
+    if num_queries < RIPE_ROWS:
+        gathered = WholeRows(slots, num_queries)
+        output = attend(query, slots, first_query, options, gathered)
+        slots = slots.with_recent(gathered.attention)
+        return output, told(slots, memory) if slots.num_recent >= RIPE_ROWS else slots
+    slots = told(slots, memory)
+    spectrum = memory.spectrum
+    if spectrum is not None:
+        sums = SpectralSums(slots.trace, num_queries, spectrum)
+        output = attend(query, slots, first_query, options, sums)
+        return output, slots.with_trace(sums.trace)
+    gathered = WholeRows(slots, num_queries)
+    output = attend(query, slots, first_query, options, gathered)
+    return output, slots.with_trace(memory.observe(slots.trace, gathered.attention))
+
+
+def told(slots: Slots, memory: Memory) -> Slots:
+    """The slots when the memory has been told all of their attention; its trace is of all slots."""
+    trace = slots.full_trace()
+    return slots.with_trace(memory.observe(trace, slots.recent_rows()) if slots.recent else trace)
+
+
+def attend_unwatched(query: Tensor, slots: Slots, first_query: int, options: AttentionOptions) -> Tensor:
+    """Fused attention for memories that do not watch; shapes as in :func:`attend`."""
+    num_queries, num_slots = query.shape[2], slots.positions.shape[2]
+    if options.softcap is not None or options.sinks is not None:
+        return attend(query, slots, first_query, options, None)
+    mask = None
+    is_square = slots.is_even and num_queries == num_slots and options.sliding_window is None
+    if not is_square and (num_queries > 1 or not slots.is_even or options.sliding_window is not None):
+        mask = _seen(slots, first_query, num_queries, options.sliding_window)
+        if mask.shape[1] > 1:
+            mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
+    return functional.scaled_dot_product_attention(
+        query,
+        slots.keys,
+        slots.values,
+        attn_mask=mask,
+        is_causal=is_square and num_queries > 1,
+        scale=options.scaling,
+        enable_gqa=True,
+    )
+
+
+def _seen(slots: Slots, first_query: int, num_queries: int, window: int | None) -> Tensor:
+    """Which slot each query may see, bool ``[B or 1, H or 1, n, K]``."""
+    rows, heads, num_slots = slots.positions.shape
+    if slots.is_even and window is None:
+        ones = torch.ones(num_queries, num_slots, dtype=torch.bool, device=slots.positions.device)
+        return ones.tril_(num_slots - num_queries)[None, None]
+    everything = Tile(slice(0, rows * heads), slice(0, num_queries), slice(0, num_slots))
+    return ~_unseen(slots, everything, first_query, window).view(rows, heads, num_queries, num_slots)
