@@ -48,7 +48,12 @@ class Shape:
             max_position_embeddings=65_536, tie_word_embeddings=False, attn_implementation="sdpa", dtype=dtype,
         )  # fmt: skip
         with torch.device(device):
-            return LlamaForCausalLM(config).to(dtype).eval()
+            former = torch.get_default_dtype()
+            torch.set_default_dtype(dtype)
+            try:
+                return LlamaForCausalLM(config).eval()
+            finally:
+                torch.set_default_dtype(former)
 
     def flops(self, prompt: int, attended: Callable[[int], float]) -> float:
         """Of reading a prompt when the token at ``position`` attends to ``attended(position)`` tokens."""
@@ -74,6 +79,8 @@ class Reading:
     """Examples in the batch."""
     genomes: int
     """In the block."""
+    decoded: int
+    """Tokens."""
     prefill_seconds: float
     decode_seconds: float
     prefill_cpu_seconds: float
@@ -124,7 +131,7 @@ def read_plain(model: PreTrainedModel, ids: Tensor, decoded: int) -> Reading:
     decoding = clock.lap()
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     return Reading(
-        contender=PLAIN, prompt=ids.shape[1], rows=len(ids), genomes=1,
+        contender=PLAIN, prompt=ids.shape[1], rows=len(ids), genomes=1, decoded=decoded,
         prefill_seconds=reading[0], prefill_cpu_seconds=reading[1],
         decode_seconds=decoding[0], decode_cpu_seconds=decoding[1],
         held_bytes=held, state_bytes=0, held_tokens=float(cache.get_seq_length()),
@@ -142,7 +149,7 @@ def read_under(model: PreTrainedModel, name: str, memory: Memory, ids: Tensor, d
         decode(model, cache, logits, decoded)
         decoding = clock.lap()
         return Reading(
-            contender=name, prompt=ids.shape[1], rows=len(ids), genomes=copies,
+            contender=name, prompt=ids.shape[1], rows=len(ids), genomes=copies, decoded=decoded,
             prefill_seconds=reading[0], prefill_cpu_seconds=reading[1],
             decode_seconds=decoding[0], decode_cpu_seconds=decoding[1],
             held_bytes=cache.cache_bytes, state_bytes=cache.state_bytes,
@@ -172,8 +179,8 @@ def calibrated(model: PreTrainedModel, shape: Shape, name: str, kept: Sequence[i
     moments = statistics.moments
     normalisation = Normalisation(tuple(moments.mean.tolist()), tuple(moments.variance.tolist()))
     genomes[:, settings.genome_size - 2 - settings.num_features + 1 + 3] -= 3.0  # the longest sine: it forgets with age
-    low, high = torch.full((len(kept),), -30.0), torch.full((len(kept),), 30.0)
-    for _ in range(12):
+    low, high = torch.full((len(kept),), -16.0), torch.full((len(kept),), 16.0)
+    for _ in range(10):
         middle = (low + high) / 2
         with memory_attached(model, Namm(settings, genomes, normalisation, tuple(middle.tolist()))) as cache:
             prefill(model, cache, ids.expand(len(kept), -1))
@@ -181,3 +188,11 @@ def calibrated(model: PreTrainedModel, shape: Shape, name: str, kept: Sequence[i
         low, high = torch.where(is_too_much, middle, low), torch.where(is_too_much, high, middle)
     genomes[:, -1] -= ((low + high) / 2).to(device)  # the scorer's bias takes the threshold's place
     return Namm(settings, genomes, normalisation)
+
+
+def capped(name: str, kept: int, count: int, model: PreTrainedModel) -> Namm:
+    """Random genomes that want every token and are held to ``kept`` of them in a head by the cap: no fitting needed."""
+    settings = NammSettings(heads="ragged" if name == "ragged" else "even", cap=kept)
+    genomes = GENOME_SIGMA * torch.randn(count, settings.genome_size, generator=torch.Generator().manual_seed(0))
+    genomes[:, -1] += 100.0
+    return Namm(settings, genomes.to(next(model.parameters()).device), None)

@@ -7,7 +7,7 @@ final_cache.npz (tests/golden/README.md has the format).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,14 @@ class Recorder:
     updates: dict[tuple[int, int], tuple[LayerView, Decision]] = field(default_factory=dict)
 
     def __call__(self, view: LayerView, decision: Decision) -> None:
-        self.updates[view.seen_tokens // self.memory.settings.update_every - 1, view.layer] = (view, decision)
+        at = view.seen_tokens // self.memory.settings.update_every - 1, view.layer
+        self.updates[at] = on_cpu(view), on_cpu(decision)
+
+
+def on_cpu(record: Any) -> Any:
+    """A dataclass with its tensors brought to the CPU."""
+    tensors = {f.name: value for f in fields(record) if isinstance(value := getattr(record, f.name), torch.Tensor)}
+    return replace(record, **{name: tensor.cpu() for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Case:
     model: LlamaForCausalLM
 
     @staticmethod
-    def load(folder: Path) -> Case:
+    def load(folder: Path, device: str = "cpu") -> Case:
         meta = json.loads((folder / "meta.json").read_text())
         llama = dict(meta["llama"])
         theta, scaling = float(llama.pop("rope_theta")), meta["rope_scaling"]
@@ -84,7 +91,7 @@ class Case:
         model = LlamaForCausalLM(config).eval()
         model.load_state_dict(load_file(folder / "model.safetensors"))
         with np.load(folder / "run.npz") as arrays:
-            return Case(folder, meta, dict(arrays), model)
+            return Case(folder, meta, dict(arrays), model.to(device))
 
     @property
     def settings(self) -> NammSettings:
@@ -111,7 +118,7 @@ class Case:
 
     def decode(self, memory: Memory, prompt: np.ndarray, new: int, listener: Any = None) -> tuple[Any, MemoryCache]:
         with memory_attached(self.model, memory, listener) as cache:
-            ids = torch.from_numpy(prompt).long()[None]
+            ids = torch.from_numpy(prompt).long()[None].to(self.model.device)
             result = decode_greedily(self.model, cache, ids, max_new_tokens=new, stop_ids=(), prefill_tokens=self.chunk)
         return result, cache
 
@@ -154,7 +161,7 @@ def check_final_cache(case: Case, cache: MemoryCache) -> None:
     for name, values in case.arrays("final_cache.npz").items():
         kind, layer = name.split("_l")
         slots = cache.layers[int(layer)].held.at_work()
-        require_close(f"final {name}", (slots.keys if kind == "k" else slots.values)[0], values, SCORE_TOLERANCE)
+        require_close(f"final {name}", (slots.keys if kind == "k" else slots.values)[0].cpu(), values, SCORE_TOLERANCE)
 
 
 def check_statistics(case: Case) -> None:
@@ -167,15 +174,15 @@ def check_statistics(case: Case) -> None:
     require_close("norm_var", memory.moments.variance, case.run["norm_var"], SCORE_TOLERANCE)
 
 
-def check_case(folder: Path) -> str:
+def check_case(folder: Path, device: str = "cpu") -> str:
     """Run one case; returns what was compared, raises :class:`MismatchError`."""
-    case = Case.load(folder)
+    case = Case.load(folder, device)
     memory = case.memory()
     recorder = Recorder(memory)
     result, cache = case.decode(memory, case.run["prompt_ids"], len(case.run["generated_ids"]), recorder)
     score_error = check_updates(case, recorder)
-    require_equal("generated ids", result.ids[0], case.run["generated_ids"])
-    logit_error = require_close("logits", result.logits[0], case.run["logits"], LOGIT_TOLERANCE)
+    require_equal("generated ids", result.ids[0].cpu(), case.run["generated_ids"])
+    logit_error = require_close("logits", result.logits[0].cpu(), case.run["logits"], LOGIT_TOLERANCE)
     check_final_cache(case, cache)
     check_statistics(case)
     return f"{len(recorder.updates)} layer updates exact, scores {score_error:.0e}, logits {logit_error:.0e}"

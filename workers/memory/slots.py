@@ -64,9 +64,11 @@ class Slots:
             # to be taken of must stay as it is.
             is_growing = new == 1 and not torch.is_grad_enabled()
             buffers = self._moved(held + new + (max(LEAST_ROOM, held // LEAST_ROOM) if is_growing else 0))
-        positions = torch.arange(first_position, first_position + new, dtype=torch.int32, device=keys.device)
-        for buffer, values_of in zip(buffers, (keys, values, positions), strict=True):
-            buffer[:, :, held : held + new] = values_of
+        positions: int | Tensor = first_position
+        if new > 1:
+            positions = torch.arange(first_position, first_position + new, dtype=torch.int32, device=keys.device)
+        for buffer, added in zip(buffers, (keys, values, positions), strict=True):
+            buffer[:, :, held : held + new] = added
         keys, values, positions = (buffer[:, :, : held + new] for buffer in buffers)
         return replace(self, keys=keys, values=values, positions=positions, buffers=buffers)
 

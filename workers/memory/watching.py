@@ -1,10 +1,10 @@
 """Attention that tells a memory what it paid, tile by tile: the seam where an accelerator's kernel takes over.
 
 :func:`watch` is all that the rest of the project calls. It hands the queries of a block to the fused kernel of
-``fused.py`` where that can serve them, or else to :func:`attend`, plain torch on any device: a tile of queries at a time
-and as many lanes (a KV head of a row) as keep the tile's scores small enough for a processor's cache. The attention of
-a tile is taken in by the memory's observer before the next tile is begun, so that no more than a tile of it ever
-exists.
+``fused.py`` where that can serve them, or else to :func:`attend`, plain torch on any device: a tile of queries at a
+time and as many lanes (a KV head of a row) as keep the tile's scores small enough for a processor's cache. The
+attention of a tile is taken in by the memory's observer before the next tile is begun, so that no more than a tile of
+it ever exists.
 
 Shapes: B rows, H KV heads, r query heads per KV head, n queries, K slots, d head size; L = B * H lanes; l, t and c are
 lanes, queries and slots of a tile.
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.memory.features import SpectralSums
+from workers.memory.kernels import kernels_for
 from workers.memory.memory import Memory
 from workers.memory.options import AttentionOptions
 from workers.memory.slots import Slots
@@ -57,7 +58,7 @@ class Tile:
 
 
 def tiles(slots: Slots, num_queries: int, group: int) -> Iterator[Tile]:
-    """Cut a block: lanes outside, queries inside. The block's own tokens are the last slots, in the order of queries."""
+    """Cut a block, lanes outside, queries inside. Its own tokens are the last slots, in the order of the queries."""
     rows, heads, num_slots = slots.positions.shape
     lanes, firsts = rows * heads, slots.empty
     limit = TILE_SCORES.get(slots.keys.device.type, MOST_SCORES)
@@ -217,6 +218,10 @@ def watch(
         return output, told(slots, memory) if slots.num_recent >= RIPE_ROWS else slots
     slots = told(slots, memory)
     spectrum = memory.spectrum
+    kernels = kernels_for(query)
+    if spectrum is not None and kernels is not None and kernels.can_serve(query, slots, options, spectrum):
+        output, trace = kernels.attend_and_observe(query, slots, options, spectrum)
+        return output, slots.with_trace(trace)
     if spectrum is not None:
         sums = SpectralSums(slots.trace, num_queries, spectrum)
         output = attend(query, slots, first_query, options, sums)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -137,8 +136,8 @@ def test_a_branched_cache_accounts_like_one_that_never_was(shared):
         logits = model(ids[:, shared:].repeat(3, 1), past_key_values=cache, use_cache=True).logits
     plain_logits, plain = drive(model, memory, ids.repeat(3, 1), cuts=(shared,))
     torch.testing.assert_close(logits, plain_logits[:, shared:], rtol=1e-5, atol=1e-5)
-    for field in dataclasses.fields(cache.meter):
-        ours, theirs = getattr(cache.meter, field.name), getattr(plain.meter, field.name)
+    for field in ("now", "peak", "area", "highest"):
+        ours, theirs = getattr(cache.meter, field), getattr(plain.meter, field)
         assert torch.as_tensor(ours).tolist() == torch.as_tensor(theirs).tolist()
     assert cache.held_tokens().tolist() == plain.held_tokens().tolist()
 

@@ -1,0 +1,88 @@
+"""Where the time of a model under a memory goes: seconds by part, which add up to the whole.
+
+A part's functions are wrapped while it is measured; what a wrapped function spends in another one counts for that.
+Everything else is the model. On an accelerator every part waits for what was launched before it and for its own, so
+that times are of the device; the whole then takes longer than it does undisturbed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from workers.memory import namm, watching
+from workers.memory.features import SpectralSums
+from workers.memory.meter import Meter
+from workers.memory.slots import PackedSlots, Slots
+
+Wrapped = tuple[Any, str]
+PARTS: dict[str, list[Wrapped]] = {
+    "attention": [(watching, "attend"), (watching, "attend_unwatched")],
+    "features": [(SpectralSums, "__init__"), (SpectralSums, "take_in"), (namm.Namm, "features"), (watching, "told")],
+    "scorer": [(namm, "importances")],
+    "selection": [(namm, "select_wanted")],
+    "storage": [
+        *((Slots, name) for name in ("append", "select", "at_rest", "with_trace")),
+        (PackedSlots, "at_work"),
+        *((Meter, name) for name in ("appended", "evicted")),
+    ],
+}
+if importlib.util.find_spec("triton"):
+    from workers.memory import fused
+
+    PARTS["attention"].append((fused, "attend_and_observe"))  # spectrum included: it cannot be told apart
+MODEL = "model"
+OWN = ("features", "scorer", "selection", "storage")
+"""The memory's own work."""
+
+
+@contextmanager
+def measured_parts(device: torch.device) -> Iterator[dict[str, float]]:
+    """Seconds by part, filled when the block ends; CPU seconds on a CPU, else those of the clock."""
+    seconds = dict.fromkeys((*PARTS, MODEL), 0.0)
+    running = [MODEL]
+
+    def clock() -> float:
+        if device.type != "cuda":
+            return time.process_time()
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    started = clock()
+
+    def switch(part: str | None) -> None:
+        nonlocal started
+        now = clock()
+        seconds[running[-1]] += now - started
+        started = now
+        if part is None:
+            running.pop()
+        else:
+            running.append(part)
+
+    def wrapped(function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            switch(part)
+            try:
+                return function(*arguments, **named)
+            finally:
+                switch(None)
+
+        return timed
+
+    originals = [(owner, name, owner.__dict__[name], part) for part, names in PARTS.items() for owner, name in names]
+    for owner, name, function, part in originals:
+        setattr(owner, name, wrapped(function, part))
+    try:
+        yield seconds
+    finally:
+        for owner, name, function, _ in originals:
+            setattr(owner, name, function)
+        seconds[MODEL] += clock() - started
