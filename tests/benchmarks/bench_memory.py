@@ -93,10 +93,10 @@ def measured(
     return [Line(readings[name], peaks[name]) for name in contenders]
 
 
-def profile(model: PreTrainedModel, memory: Memory, ids: Tensor, decoded: int) -> dict[str, float]:
-    """Seconds by part of one prefill and the decoding after it."""
+def profile(model: PreTrainedModel, memory: Memory, ids: Tensor) -> dict[str, float]:
+    """Seconds by part of one prefill."""
     with measured_parts(ids.device) as seconds:
-        read_under(model, "profile", memory, ids, decoded)
+        read_under(model, "profile", memory, ids, 0)
     return seconds
 
 
@@ -221,7 +221,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         lines += found
         for name in MEMORIES:
             if (memory := contenders.get(name)) is not None:
-                profiles[f"{name} {prompt}"] = seconds = profile(model, memory, ids, options.decoded)
+                profiles[f"{name} {prompt}"] = seconds = profile(model, memory, ids)
                 print(f"parts of {name}: {parts_row(prompt, seconds)}", flush=True)
     if options.picture:
         options.picture.write_text(drawn(lines))

@@ -34,6 +34,8 @@ def can_serve(query: Tensor, slots: Slots, options: AttentionOptions, spectrum: 
     size, values_size = slots.keys.shape[-1], slots.values.shape[-1]
     is_plain = options.softcap is None and options.sinks is None and options.sliding_window is None
     pending = slots.trace.shape[-1] - spectrum.num_bins
+    group = query.shape[1] // slots.keys.shape[1]
+    is_plain &= group & (group - 1) == 0  # sides of Triton's tiles are powers of two
     is_aligned = spectrum.hop == HOP == pending and query.shape[2] % HOP == 0
     return is_plain and is_aligned and size == values_size and size in HEAD_SIZES and not torch.is_grad_enabled()
 

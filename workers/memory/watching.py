@@ -12,6 +12,7 @@ lanes, queries and slots of a tile.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -94,6 +95,8 @@ def _unseen(slots: Slots, tile: Tile, first_query: int, window: int | None) -> T
     return unseen if window is None else unseen | (positions <= queries - window)
 
 
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(mode=False)  # or gradients could not be taken where the mask is used a second time
 def _later(count: int, device: torch.device) -> Tensor:
     """Tokens of a tile's own that are newer than a query of it, ``[1, t, t]``."""
     ones = torch.ones(count, count, dtype=torch.bool, device=device)
