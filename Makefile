@@ -8,7 +8,7 @@ PRESET ?= small
 GOLDEN ?= tests/golden
 
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve evolve-stages evolve-long test test-slow lint format conformance bench train-small-llama clean
+.PHONY: help setup evolve evolve-stages evolve-long test test-slow lint format conformance bench train-small-llama clean browser
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -20,6 +20,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+browser: ## Install the browser that the tests look at pages with, where apt-get is and may
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && echo "there is one" || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core; }
 
 evolve: setup ## Evolve a memory on the small Llama with two local workers (about three minutes)
 	$(BIN)/namm evolve $(PRESET)
@@ -59,6 +63,7 @@ bench: setup ## Benchmarks of the parts
 	$(BIN)/python -m tests.benchmarks.bench_import
 	$(BIN)/python -m tests.benchmarks.bench_tasks
 	$(BIN)/python -m tests.benchmarks.bench_architectures
+	$(BIN)/python -m tests.benchmarks.bench_query
 
 train-small-llama: setup ## Train the model in workers/models/small-llama again
 	$(BIN)/python -m workers.training --out workers/models/small-llama

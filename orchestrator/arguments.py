@@ -8,6 +8,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import get_args
 
+from orchestrator.arguments_analysis import ANALYSIS
 from orchestrator.arguments_tasks import add_tasks
 from orchestrator.parsing import Commands, Parser, add_modes, count, ratio
 from workers.memory.specs import RivalName
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         *(_add_evolve, _add_resume, _add_submit, _add_status),
-        *(_add_evaluate, _add_generate, _add_inspect, _add_track, add_tasks, _add_convert, _add_doctor),
+        *(_add_evaluate, _add_generate, *ANALYSIS, _add_inspect, _add_track, add_tasks, _add_convert, _add_doctor),
     ):
         add(commands)
     return parser
@@ -149,14 +150,13 @@ def _add_status(commands: Commands[Parser]) -> None:
         "status",
         help="say where a run stands at this moment",
         description="Say where a run stands: generation, units done, driver, workers, losses, time left. From the run\n"
-        "folder alone, so on any machine that sees it, also while the run is alive.",
+        "folder alone, so on any machine that sees it, also while the run is alive. `namm watch` goes on looking.",
         epilog="Examples:\n"
         "  namm status runs/small-seed0\n"
-        "  namm status s3://bucket/runs/first --watch\n"
+        "  namm status s3://bucket/runs/first\n"
         "  namm status /runs/llama3-8b --json",
     )
     parser.add_argument("folder", metavar="RUN", help=f"the run folder: {PLACES_HELP}")
-    parser.add_argument("--watch", action="store_true", help="look again and again until the run ends")
     add_modes(parser, quiet=None, command="status")
 
 

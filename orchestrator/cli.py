@@ -103,7 +103,7 @@ def _submit(arguments: argparse.Namespace) -> Answer:
 def _status(arguments: argparse.Namespace) -> Answer:
     from orchestrator.commands.status import status
 
-    return status(arguments.folder, watch=arguments.watch, stream=sys.stderr)
+    return status(arguments.folder)
 
 
 def _evaluate(arguments: argparse.Namespace) -> Answer:
@@ -149,10 +149,80 @@ def _generate(arguments: argparse.Namespace) -> Answer:
     )
 
 
+def _explain(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.explain import Request, explain
+
+    return explain(
+        Request(
+            memory=arguments.memory,
+            model=arguments.model,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            text=arguments.text,
+            language=None if arguments.language == "auto" else arguments.language,
+            kept_ratio=arguments.kept_ratio,
+            folder=arguments.folder,
+        )
+    )
+
+
+def _kinds(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.kinds import Request, kinds
+
+    return kinds(
+        Request(
+            memory=arguments.memory,
+            model=arguments.model,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            texts=tuple(arguments.text),
+            language=None if arguments.language == "auto" else arguments.language,
+            examples=arguments.examples,
+            folder=arguments.folder,
+        )
+    )
+
+
 def _inspect(arguments: argparse.Namespace) -> Answer:
     from orchestrator.commands.inspect import inspect
 
     return inspect(arguments.what)
+
+
+def _query(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.query import query
+
+    return query(arguments.folder, arguments.sql, arguments.format)
+
+
+def _report(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.report_page import report
+
+    return report(
+        arguments.folder,
+        output=arguments.output,
+        pdf=arguments.pdf,
+        trace=arguments.trace,
+        device=arguments.device,
+    )
+
+
+def _store(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands import store
+
+    return {"describe": store.describe, "compact": store.compact}[arguments.action](arguments.folder)
+
+
+def _compare(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.compare import compare
+
+    return compare(arguments.folders, output=arguments.output)
+
+
+def _watch(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.watch import watch
+
+    return watch(arguments.folder, seconds=arguments.every, stream=sys.stderr)
 
 
 def _track(arguments: argparse.Namespace) -> Answer:
@@ -224,7 +294,14 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], Answer]] = {
     "status": _status,
     "evaluate": _evaluate,
     "generate": _generate,
+    "explain": _explain,
+    "kinds": _kinds,
     "inspect": _inspect,
+    "query": _query,
+    "report": _report,
+    "store": _store,
+    "compare": _compare,
+    "watch": _watch,
     "track": _track,
     "tasks": _tasks,
     "doctor": _doctor,

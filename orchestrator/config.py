@@ -220,6 +220,19 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportSettings:
+    """The page about a run that is made at its end."""
+
+    enabled: bool = True
+    """Whether it is made; ``namm report`` makes it at any time."""
+    traced_examples: int = 16
+    """Held-out examples of every task whose tokens are followed, to tell what kinds of tokens are forgotten."""
+
+    def __post_init__(self) -> None:
+        _require(self.traced_examples >= 1, "report.traced_examples", "at least 1", self.traced_examples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """One run."""
 
@@ -239,6 +252,7 @@ class RunConfig:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     evaluation: EvaluationSettings
+    report: ReportSettings = field(default_factory=ReportSettings)
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295", self.seed)
@@ -277,7 +291,9 @@ class RunConfig:
         return tuple(task.name for task in self.tasks if task.name not in later)
 
 
-NOT_DECIDING = ("cluster", "tracking", "evaluation", "search.generations", "model.max_memory", "model.sha256")
+NOT_DECIDING = (
+    *("cluster", "tracking", "evaluation", "report", "search.generations", "model.max_memory", "model.sha256"),
+)
 """Settings that leave the trajectory as it is: a run may be resumed with others."""
 
 SINCE: Mapping[str, Any] = MappingProxyType(

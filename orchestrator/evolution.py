@@ -17,6 +17,7 @@ from orchestrator.fitness import FullCacheScores, GenerationFitness, TaskFitness
 from orchestrator.fleet import Fleet
 from orchestrator.full_cache import FullCacheLibrary
 from orchestrator.journal import GenerationRecord, Journal
+from orchestrator.machine import machine_figures
 from orchestrator.search import Search, population_hash
 from orchestrator.store import Store
 from orchestrator.units import declare, draw_examples, plan_units
@@ -258,6 +259,7 @@ def metrics(parts: Parts, fitness: GenerationFitness, scored: Sequence[ScoredUni
         "cluster/units_set_aside": float(sum(unit.is_declared for unit in scored)),
         "cluster/units_per_second": len(scored) / max(seconds, 1e-9),
         "cluster/unit_seconds_mean": float(np.mean([unit.seconds for unit in scored])),
+        **machine_figures(),
         **{
             f"task/{name}/{figure}": value
             for name, task in fitness.by_task.items()

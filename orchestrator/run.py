@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import signal
 import tempfile
 import threading
@@ -13,14 +14,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator import data_record, presets
+from orchestrator import data_record
+from orchestrator.analysis.store_readme import store_readme
 from orchestrator.config import RunConfig, UnitSettings, config_hash, config_to_dict
-from orchestrator.data_record import DataRecord, require_same_data
+from orchestrator.data_record import require_same_data
 from orchestrator.driver_lock import require_no_driver
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation import EvaluationPlan, evaluate
 from orchestrator.evolution import Evolved, Parts, Progress, evolve, score_units
-from orchestrator.files import json_bytes, write_json_atomic
+from orchestrator.files import json_bytes, write_atomic, write_json_atomic
 from orchestrator.fleet import Fleet, fleet_for
 from orchestrator.full_cache import FullCacheLibrary
 from orchestrator.journal import Journal, has_run, read_journal, require_same_run
@@ -29,7 +31,8 @@ from orchestrator.readiness import available, require_layout, require_pool, requ
 from orchestrator.report import TableRow, tabulate
 from orchestrator.search import Search
 from orchestrator.storage import Folder, LocalFolder, Place, folder_at, local_copy
-from orchestrator.store import Store
+from orchestrator.store import TABLES, Store
+from orchestrator.tracked import Pictures, log_surroundings, log_tasks, tracked_settings
 from orchestrator.tracking import Tracker, check_tracking
 from tasks.identity import data_digest
 from tasks.registry import SIZED, TaskSettings
@@ -42,10 +45,12 @@ from workers.memory.pretrained import PretrainedMemory
 from workers.memory.specs import NammSpec
 from workers.warm_start import warm_start
 
-SUMMARY, CHAMPION, WARM_START = "summary.json", "champion", "warm-start"
+SUMMARY, CHAMPION, WARM_START, REPORT = "summary.json", "champion", "warm-start", "report.html"
 SUMMARY_VERSION = 1
 CONTROL_EXAMPLES = 16
 """Training examples on which the control's head is chosen."""
+
+_logger = logging.getLogger(__name__)
 
 
 def run(
@@ -74,10 +79,16 @@ def run(
                 fleet.wait_for_a_worker()
             journal = stack.enter_context(_open_journal(config, folder, takeover=takeover))
             folder = journal.folder  # from here on nothing is written once another driver has opened the run
-            tracker = stack.enter_context(_tracker(config, folder, journal.run_id))
-        data = data_record.describe(config.tasks)
+            tracker = stack.enter_context(_tracker(config, folder, journal))
+            pictures = _pictures(config, folder, tracker)
+            if pictures is not None:
+                stack.enter_context(pictures)
+        data = data_record.describe([*config.tasks, *evaluation_tasks(config)])
         data_record.keep(folder, data)
-        log_tasks(data, tracker)
+        folder.write(f"{TABLES}/README.md", store_readme().encode())
+        log_tasks(data, config.tasks, evaluation_tasks(config), tracker)
+        if config.tracking.enabled:
+            log_surroundings(config, tracker, folder.desk / "tracking")
         with _timed(seconds, "warm start"):
             initial = warm_genome(config, folder) if config.search.warm_start else initial
         search = Search(config.search, config.memory.genome_size, config.seed, initial)
@@ -89,21 +100,27 @@ def run(
             store=Store(folder),
             journal=journal,
             search=search,
-            report=_with_tracking(report, tracker),
+            report=_with_tracking(report, tracker, pictures),
             library=FullCacheLibrary.beside(folder, config),
         )
         with _timed(seconds, "evolve"):
             evolved = evolve(parts)
+            if pictures is not None:
+                pictures.draw_waiting()
             champion = PretrainedMemory(evolved.spec, evolved.genome, origin_of(config, evolved.population_hash))
             save_champion(folder, champion)
         with _timed(seconds, "evaluate"):
             summary, table = summarise(parts, evolved, champion)
             champion = dataclasses.replace(champion, origin={**champion.origin, "table": best_rivals(table)})
             save_champion(folder, champion)
+        with _timed(seconds, "report"):
+            page = _report(config, folder)
         summary |= {"seconds": seconds | _seconds_by_part(journal), "mlflow": tracker.address}
         folder.write(SUMMARY, json_bytes(summary))
-        desk = _laid_out(config, folder, champion, summary)
+        desk = _laid_out(config, folder, champion, summary, page)
         tracker.log_artifact(desk / SUMMARY)
+        if page is not None:
+            tracker.log_artifact(desk / REPORT)
         tracker.register_champion(desk / CHAMPION)
     return summary
 
@@ -240,44 +257,62 @@ def _open_journal(config: RunConfig, folder: Folder, *, takeover: bool) -> Journ
     return Journal.open(folder, config_hash(config), config_to_dict(config), takeover=takeover)
 
 
-def _laid_out(config: RunConfig, folder: Folder, champion: PretrainedMemory, summary: dict[str, Any]) -> Path:
+def _report(config: RunConfig, folder: Folder) -> bytes | None:
+    """Make the page about the run; whatever goes wrong there, the run is as good as without it."""
+    if not config.report.enabled:
+        return None
+    try:
+        from orchestrator.run_report import is_small, make_report, on_this_machine
+
+        model = on_this_machine(config.model)
+        page = make_report(folder, trace="always" if is_small(model) else "never", model=model).encode()
+        folder.write(REPORT, page)
+    except Exception as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        _logger.warning("the report was not made (%s); mend that, then: namm report %s", told, folder)
+        return None
+    return page
+
+
+def _laid_out(
+    config: RunConfig, folder: Folder, champion: PretrainedMemory, summary: dict[str, Any], page: bytes | None
+) -> Path:
     """Where this machine has the files that MLflow is to show: those of the run folder, or copies."""
     if config.tracking.enabled and not isinstance(folder, LocalFolder):
         champion.save_pretrained(folder.desk / CHAMPION)
         write_json_atomic(folder.desk / SUMMARY, summary)
+        if page is not None:
+            write_atomic(folder.desk / REPORT, page)
     return folder.desk
 
 
-def _tracker(config: RunConfig, folder: Folder, run_id: str) -> Tracker:
+def _pictures(config: RunConfig, folder: Folder, tracker: Tracker) -> Pictures | None:
+    """Pictures for MLflow; drawn from tables through a store of their own, because a store is for one thread."""
+    if not config.tracking.enabled:
+        return None
+    return Pictures(config, Store(folder), tracker, folder.desk / "tracking" / "pictures")
+
+
+def _tracker(config: RunConfig, folder: Folder, journal: Journal) -> Tracker:
     return Tracker(
         config.tracking,
         run_name=folder.name,
         # The outbox of a run on an object store stays on this machine: it holds nothing that the journal cannot give
         # again. ``run_id`` finds the run in MLflow from whichever machine goes on.
         run_folder=folder.desk,
-        tracking_id=run_id,
-        **tracked_settings(config),
+        tracking_id=journal.run_id,
+        **tracked_settings(config, str(folder), journal.attempt),
     )
 
 
-def tracked_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """``params`` and ``tags`` of the run in MLflow."""
-    return {
-        "params": presets.flatten(config_to_dict(config)),
-        "tags": {"config_hash": config_hash(config), "model": config.model.path_or_id},
-    }
-
-
-def log_tasks(data: DataRecord, tracker: Tracker) -> None:
-    """Say what the examples are made of, with a hash that names them."""
-    for task, facts in data.items():
-        tracker.log_dataset(task, facts["digest"][:32], source=facts["source"])
-
-
-def _with_tracking(report: Callable[[Progress], None], tracker: Tracker) -> Callable[[Progress], None]:
+def _with_tracking(
+    report: Callable[[Progress], None], tracker: Tracker, pictures: Pictures | None
+) -> Callable[[Progress], None]:
     def both(progress: Progress) -> None:
         if progress.record is not None:
             tracker.log_metrics(progress.record.generation, progress.record.metrics, progress.record.timestamp_ms)
+            if pictures is not None:
+                pictures.take(progress.record)
         report(progress)
 
     return both

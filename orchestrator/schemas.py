@@ -27,7 +27,7 @@ carries its meaning and unit in its field metadata (``schema.field("loss").metad
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -113,6 +113,79 @@ EVICTIONS = pa.schema(
     ]
 )
 
+_TEXT_NUMBER = _column("text", pa.int32(), "number of the text among those that were traced, from 0")
+_POSITION = _column("position", pa.int32(), "place of the token in the text, from 0", "tokens")
+_LAYER = _column("layer", pa.int32(), "layer of the model, from 0")
+_KV_HEAD = _column("kv_head", pa.int32(), "KV head of the layer, from 0")
+
+TRACES = pa.schema(
+    [
+        _TEXT_NUMBER,
+        _column("update", pa.int32(), "number of the update, from 0"),
+        _column("update_tokens", pa.int32(), "read by the model by then", "tokens"),
+        _LAYER,
+        _KV_HEAD,
+        _POSITION,
+        _column("importance", pa.float32(), "what the memory thought of the token; its own scale, higher is kept"),
+        _column("is_kept", pa.bool_(), "false: this head dropped the token at this update"),
+    ]
+)
+"""What ``namm explain`` notes: one row per update, layer, KV head, and token held before it."""
+
+TRACED_TOKENS = pa.schema(
+    [
+        _TEXT_NUMBER,
+        _POSITION,
+        _column("token_id", pa.int64(), "id of the token in the model's vocabulary"),
+        _column("start", pa.int32(), "first character in the text", "characters"),
+        _column("stop", pa.int32(), "character after the last", "characters"),
+        _column("token", _TEXT, "the characters; empty for special tokens"),
+        _column("kind", _TEXT, "what it is, by the language of the text (tasks/token_kinds.py)"),
+        _column("is_judged", pa.bool_(), "read before the last update; nobody has chosen from the others"),
+        _column("held_heads", pa.int32(), "KV heads of all layers that hold it in the end", "heads"),
+        _column("lifetime", pa.float64(), "updates outlived over updates faced, mean over heads; NaN: none", "0 to 1"),
+    ]
+)
+"""One row per token of a traced text; joins with ``traces`` on text and position."""
+
+SURVIVAL = pa.schema(
+    [
+        _column("memory_name", _TEXT, "namm, or a rival that holds as many tokens in every head"),
+        _column("task", _TEXT, "benchmark, or name of the text"),
+        _column("example", pa.int32(), "index of the prompt within its task, or number of the text"),
+        _column("language", _TEXT, "python, prose or facts: which kinds there are"),
+        _column("kind", _TEXT, "what the tokens are (tasks/token_kinds.py)"),
+        _LAYER,
+        _KV_HEAD,
+        _column("judged_tokens", pa.int64(), "of this kind, read before the last update", "tokens"),
+        _column("kept_tokens", pa.int64(), "of those, held by this head after the last update", "tokens"),
+    ]
+)
+"""Forgetting by kind: one row per memory, example, kind, layer and KV head."""
+
+METRICS = pa.schema(
+    [
+        _GENERATION,
+        _column("attempt", pa.int32(), "opening of the run by a driver, from 1; some counters begin anew with each"),
+        _column("timestamp_ms", pa.int64(), "when the generation was complete, since 1970", "ms"),
+        _column("key", _TEXT, "name of the metric, as MLflow shows it"),
+        _column("value", pa.float64(), "its value; by the name: seconds, bytes, ratios, counts"),
+    ]
+)
+"""One row per generation and metric, from the journal."""
+
+SETTINGS = pa.schema([_column("key", _TEXT, "dotted name"), _column("value", _TEXT, "as JSON")])
+"""One row per setting of the run."""
+
+ONCE = {
+    "survival": SURVIVAL,
+    "traces": TRACES,
+    "traced_tokens": TRACED_TOKENS,
+    "metrics": METRICS,
+    "settings": SETTINGS,
+}
+"""Tables that belong to no generation: what the report has found out, and what the journal says."""
+
 
 def genomes_schema(genome_size: int) -> pa.Schema:
     """Schema of the ``genomes`` table: the width of its list is the length of a genome."""
@@ -121,8 +194,8 @@ def genomes_schema(genome_size: int) -> pa.Schema:
 
 
 def empty(name: str) -> pa.Table:
-    """A table of ``PARTITIONED`` without rows."""
-    return (genomes_schema(0) if name == "genomes" else _FIXED[name]).empty_table()
+    """A table of ``PARTITIONED`` or ``ONCE`` without rows."""
+    return (genomes_schema(0) if name == "genomes" else {**_FIXED, **ONCE}[name]).empty_table()
 
 
 _FIXED = {"candidates": CANDIDATES, "units": UNITS, "evaluations": EVALUATIONS, "evictions": EVICTIONS}
@@ -137,6 +210,13 @@ def encode(table: pa.Table) -> memoryview:
     Text that comes with a dictionary is written from it, which takes a fraction of the time, and declared as plain
     text: pyarrow cannot group or join tables whose generations have different dictionaries.
     """
+    return encode_all([table])
+
+
+def encode_all(tables: Iterable[pa.Table]) -> memoryview:
+    """The same for the rows of several tables of one schema, at least one, which are asked for one by one."""
+    remaining = iter(tables)
+    table = next(remaining)
     metadata = {**(table.schema.metadata or {}), VERSION_KEY: str(SCHEMA_VERSION).encode()}
     plain = pa.schema([_plain(field) for field in table.schema], metadata)
     sink = pa.BufferOutputStream()
@@ -150,6 +230,8 @@ def encode(table: pa.Table) -> memoryview:
         store_schema=False,  # it would say that text has a dictionary
     ) as writer:
         writer.write_table(table)
+        for later in remaining:
+            writer.write_table(later)
         writer.add_key_value_metadata({**metadata, b"ARROW:schema": base64.b64encode(plain.serialize())})
     return memoryview(sink.getvalue())
 

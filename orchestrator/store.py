@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator import schemas, tables
@@ -24,7 +25,8 @@ from orchestrator.fitness import GenerationFitness
 from orchestrator.storage import Place, folder_at
 from workers.unit import ScoredUnit
 
-_UNITS, _TABLES = "units", "tables"
+_UNITS, TABLES = "units", "tables"
+"""The folder of the tables in a run folder."""
 
 
 class Store:
@@ -123,6 +125,23 @@ class Store:
             {_generation_of(_key_of(name)) for name in self._folder.names(_UNITS) if name.endswith(".parquet")}
         )
 
+    def compact(self, name: str, generations: Sequence[int]) -> str:
+        """Write one file with the rows of several generations, then delete theirs; may be repeated after a crash.
+
+        Args:
+            name: one of ``schemas.PARTITIONED``.
+            generations: that follow one another, each with a file of its own.
+
+        Raises:
+            StorageError: a file was damaged, or the storage is full or may not be written; no row is lost.
+        """
+        text = [field.name for field in schemas.empty(name).schema if field.type == pa.large_string()]
+        files = [_table_name(name, generation) for generation in generations]
+        target = f"{TABLES}/{name}/generations={generations[0]:06d}-{generations[-1]:06d}.parquet"
+        self._folder.write(target, schemas.encode_all(self._read(file, dictionary=text) for file in files))
+        self._folder.delete(files)
+        return target
+
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write, or replace, a table that belongs to no generation, like ``heldout``.
 
@@ -132,7 +151,7 @@ class Store:
         """
         if name in schemas.PARTITIONED or not re.fullmatch("[a-z][a-z0-9_]*", name):
             raise ValueError(f"a table's name is a lower-case word other than {', '.join(schemas.PARTITIONED)}: {name}")
-        self._folder.write(f"{_TABLES}/{name}.parquet", schemas.encode(table))
+        self._folder.write(f"{TABLES}/{name}.parquet", schemas.encode(table))
 
     def table(self, name: str, generations: Iterable[int] | None = None) -> pa.Table:
         """Read a table.
@@ -146,26 +165,54 @@ class Store:
             StorageError: a file was damaged.
         """
         if name not in schemas.PARTITIONED:
-            return self._read(self._existing(f"{_TABLES}/{name}.parquet", "table"))
+            return self._read(self._existing(f"{TABLES}/{name}.parquet", "table"))
         if generations is None:
             generations = self.generations(name)
-        names = [self._existing(_table_name(name, generation), "generation") for generation in generations]
-        return pa.concat_tables(self._folder.each(self._read, names)) if names else schemas.empty(name)
+        files = [self._file_of(name, generation) for generation in generations]
+        parts = self._folder.each(lambda file: self._rows_of(*file), files)
+        return pa.concat_tables(parts) if parts else schemas.empty(name)
 
     def generations(self, name: str = "candidates") -> list[int]:
         """Generations that a table holds, ascending."""
-        files = self._folder.names(f"{_TABLES}/{name}", prefix="generation=")
-        found = (re.search(r"/generation=(-?\d+)\.parquet$", file) for file in files)
-        return sorted(int(match[1]) for match in found if match)
+        return sorted({generation for file in self.files(name) for generation in generations_in(file)})
+
+    def files(self, name: str) -> list[str]:
+        """Files of a table by generation, in the run folder; those that a compacted file stands for are left out."""
+        return without_covered(self._folder.names(f"{TABLES}/{name}", prefix="generation"))
+
+    def _file_of(self, name: str, generation: int) -> tuple[str, int]:
+        """The file that has a generation's rows."""
+        own = _table_name(name, generation)
+        if self._folder.exists(own):
+            return own, generation
+        for file in self.files(name):
+            if generation in generations_in(file):
+                return file, generation
+        return self._existing(own, "generation"), generation
+
+    def _rows_of(
+        self, file: str, generation: int, columns: list[str] | None = None, dictionary: Sequence[str] = ()
+    ) -> pa.Table:
+        """A generation's rows of a file that may have more of them."""
+        if len(generations_in(file)) == 1:
+            return self._read(file, columns, dictionary)
+        table = self._read(file, None if columns is None else [*columns, "generation"], dictionary)
+        table = table.filter(pc.equal(table.column("generation"), generation))
+        return table if columns is None else table.select(columns)
 
     def _compacted(self, generation: int) -> dict[str, ScoredUnit]:
         """Units in the tables, by key; the last generation asked for is kept, because units are asked one by one."""
         if self._last_read is None or self._last_read[0] != generation:
-            if not self._folder.exists(_table_name("units", generation)):
+            if generation not in self.generations("units"):
                 return {}
-            units = self._read(_table_name("units", generation))
-            evaluations = self._read(_table_name("evaluations", generation), dictionary=["unit"])
-            evictions = self._read(_table_name("evictions", generation), ["unit", "held_tokens"], dictionary=["unit"])
+            units, evaluations, evictions = (
+                self._rows_of(*self._file_of(name, generation), columns, dictionary)
+                for name, columns, dictionary in (
+                    ("units", None, ()),
+                    ("evaluations", None, ("unit",)),
+                    ("evictions", ["unit", "held_tokens"], ("unit",)),
+                )
+            )
             self._last_read = generation, tables.units_from_tables(units, evaluations, evictions)
         return self._last_read[1]
 
@@ -179,7 +226,7 @@ class Store:
     def _sweep(self, generation: int) -> None:
         self._folder.sweep(_UNITS, _prefix(generation))
         for name in schemas.PARTITIONED:
-            self._folder.sweep(f"{_TABLES}/{name}", PurePosixPath(_table_name(name, generation)).name)
+            self._folder.sweep(f"{TABLES}/{name}", PurePosixPath(_table_name(name, generation)).name)
 
     def _write(self, name: str, generation: int, table: pa.Table) -> None:
         self._folder.write(_table_name(name, generation), schemas.encode(table))
@@ -187,8 +234,8 @@ class Store:
     def _existing(self, name: str, what: str) -> str:
         if not self._folder.exists(name):
             under = str(PurePosixPath(name).parent)
-            there = [PurePosixPath(file).stem for file in self._folder.names(under)]
-            if under == _TABLES:
+            there = [PurePosixPath(file).stem for file in self._folder.names(under) if file.endswith(".parquet")]
+            if under == TABLES:
                 there += [table for table in schemas.PARTITIONED if self.generations(table)]
             told = ", ".join(sorted(there)) or "none yet"
             raise RunFolderError(f"no such {what}: {self._folder.place(name)}; there are: {told}")
@@ -214,6 +261,26 @@ class Store:
         return table
 
 
+def generations_in(file: str) -> range:
+    """Generations of a file by its name: one, or those from the first to the last of a compacted file; else none."""
+    if match := re.search(r"/generation=(-?\d+)\.parquet$", file):
+        return range(int(match[1]), int(match[1]) + 1)
+    match = re.search(r"/generations=(\d+)-(\d+)\.parquet$", file)
+    return range(int(match[1]), int(match[2]) + 1) if match else range(0)
+
+
+def without_covered(files: Iterable[str]) -> list[str]:
+    """Files less those whose generations a larger one has, which a compaction that was interrupted did not delete."""
+    covered: set[int] = set()
+    kept = []
+    for file in sorted(files, key=lambda file: (-len(generations_in(file)), file)):
+        generations = set(generations_in(file))
+        if generations and not generations <= covered:
+            kept.append(file)
+            covered |= generations
+    return sorted(kept)
+
+
 def _prefix(generation: int) -> str:
     return f"g{generation:06d}_"
 
@@ -227,7 +294,7 @@ def _key_of(unit_name: str) -> str:
 
 
 def _table_name(name: str, generation: int) -> str:
-    return f"{_TABLES}/{name}/generation={generation:06d}.parquet"
+    return f"{TABLES}/{name}/generation={generation:06d}.parquet"
 
 
 def _generation_of(key: str) -> int:

@@ -10,8 +10,10 @@ means a new run that everything is sent to again.
 in MLflow             what it is
 ====================  ===============================================================================================
 run                   one search; metrics by generation (their step), grouped by ``/``; non-finite values are left out
-``images/``           pictures by generation, with a slider
+``images/``           pictures of about eight generations, with a slider (``analysis/pictures.py``)
 dataset inputs        the tasks, by digest
+artifacts             ``report.html``, ``summary.json``, ``config.yaml``, ``environment.txt``
+description, tags     what the run is, where its parts are, questions to begin with; attempt, stages, hashes
 ``champion/<digest>`` the evolved memory as it was saved
 registered model      ``<experiment>-<run name>``: a version per champion, the newest under the alias ``champion``;
                       ``mlflow.artifacts.download_artifacts("models:/<name>@champion")`` gives its folder
@@ -136,7 +138,7 @@ class Tracker:
             name: of the task.
             digest: identifies its content, at most 36 characters.
             source: where the content comes from.
-            context: what it was used for, ``train`` or ``heldout``.
+            context: what it was used for: ``train``, ``heldout``, or ``train and heldout``.
         """
         self._put({"kind": "dataset", "name": name, "digest": digest, "source": source, "context": context})
 

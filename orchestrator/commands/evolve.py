@@ -11,7 +11,7 @@ from orchestrator.errors import DrainedError
 from orchestrator.journal import has_run, read_journal
 from orchestrator.progress import reporting
 from orchestrator.report import TableRow, printed
-from orchestrator.run import CHAMPION, SUMMARY, run
+from orchestrator.run import CHAMPION, REPORT, SUMMARY, run
 from orchestrator.storage import Folder, folder_at
 from orchestrator.terminal import Answer, facts, installed_command
 from orchestrator.tracking_server import tracking_uri, without_credentials
@@ -66,6 +66,7 @@ def _carry_out(config: RunConfig, folder: Folder, *, quiet: bool, takeover: bool
         "run_folder": str(folder),
         "champion": folder.place(CHAMPION),
         "summary": folder.place(SUMMARY),
+        **({"report": folder.place(REPORT)} if folder.exists(REPORT) else {}),
     }
     table = printed([TableRow.of(row) for row in summary["table"]])
     pairs = [
@@ -94,7 +95,7 @@ def how_to_resume(folder: Folder) -> str:
 
 
 def _parts_of_time(seconds: Mapping[str, float]) -> str:
-    return ", ".join(f"{part} {seconds[part]:.0f} s" for part in ("start", "evolve", "evaluate"))
+    return ", ".join(f"{part} {seconds[part]:.0f} s" for part in ("start", "evolve", "evaluate", "report"))
 
 
 def _how_to_see(tracking: TrackingSettings, folder: Folder) -> str:

@@ -11,10 +11,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TextIO
-
-from rich.console import Console
-from rich.live import Live
+from typing import Any
 
 from orchestrator.config import RunConfig, config_from_dict
 from orchestrator.driver_lock import driver_in
@@ -26,27 +23,20 @@ from orchestrator.terminal import Answer, facts, installed_command
 from orchestrator.units import num_units
 from workers.unit import FULL_CACHE_PASS
 
-SECONDS_BETWEEN_LOOKS = 2.0
-"""How often ``--watch`` looks at the run folder."""
-
 HAS_ENDED = ("finished", "stopped", "dead")
 """States in which nobody is at work on a run."""
 
 
-def status(place: Place, *, watch: bool, stream: TextIO) -> Answer:
+def status(place: Place) -> Answer:
     """Say where a run stands.
 
     Args:
         place: path or address of the run folder.
-        watch: look again and again until nobody is at work on the run any more.
-        stream: where to show it meanwhile.
 
     Raises:
         RunFolderError: there is no run, a damaged one, or one of another version.
     """
     document = standing(place)
-    if watch:
-        document = _watch(place, document, stream)
     return Answer(document, [facts(standing_pairs(document))])
 
 
@@ -179,34 +169,3 @@ def _workers(run: Mapping[str, Any]) -> str:
         f"{run['workers']}, {run['units_per_second']:.1f} units/s in the last generation; "
         f"{run['deaths']} lost and {run['retries']} units sent again so far"
     )
-
-
-# --- looking again and again ------------------------------------------------------------------------------------------
-
-
-def _watch(place: Place, document: dict[str, Any], stream: TextIO) -> dict[str, Any]:
-    """Show every change until nobody is at work on the run; returns how it stands then."""
-    show = _shown_live if stream.isatty() else _shown_as_lines
-    return show(place, document, stream)
-
-
-def _shown_live(place: Place, document: dict[str, Any], stream: TextIO) -> dict[str, Any]:
-    with Live(console=Console(file=stream), transient=True, auto_refresh=False) as live:
-        while document["state"] not in HAS_ENDED:
-            live.update(facts(standing_pairs(document)), refresh=True)
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            document = standing(place)
-    return document
-
-
-def _shown_as_lines(place: Place, document: dict[str, Any], stream: TextIO) -> dict[str, Any]:
-    said = ""
-    while document["state"] not in HAS_ENDED:
-        line = f"{document['generations_done']}/{document['generations']} generations  {_now(document)}"
-        if line != said:
-            stream.write(f"{line}\n")
-            stream.flush()
-            said = line
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-        document = standing(place)
-    return document

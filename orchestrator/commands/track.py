@@ -18,15 +18,18 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import Progress
 
+from orchestrator.analysis.pictures import is_pictured
 from orchestrator.commands.status import standing
 from orchestrator.config import TrackingSettings, config_from_dict
 from orchestrator.data_record import recorded
 from orchestrator.errors import TrackingError
 from orchestrator.history import JournalContents, read_journal
 from orchestrator.outbox import MOST_ITEMS, Item
-from orchestrator.run import CHAMPION, SUMMARY, log_tasks, tracked_settings
+from orchestrator.run import CHAMPION, REPORT, SUMMARY, evaluation_tasks
 from orchestrator.storage import Folder, Place, folder_at
+from orchestrator.store import Store
 from orchestrator.terminal import Answer, facts
+from orchestrator.tracked import draw_and_log, log_surroundings, log_tasks, tracked_settings
 from orchestrator.tracking import Tracker, check_tracking
 from orchestrator.tracking_mlflow import MlflowRun
 from orchestrator.tracking_server import how_to_look, tracking_uri, without_credentials
@@ -59,7 +62,7 @@ def track(place: Place, *, uri: str | None, experiment: str | None, stream: Text
     check_tracking(settings)
     address = tracking_uri(settings, folder.desk)
     with tempfile.TemporaryDirectory() as desk, _bar(stream, quiet=quiet) as report:
-        items = [*_settings_and_points(contents, settings, folder), *_files(folder, Path(desk))]
+        items = [*_settings_and_points(contents, settings, folder, Path(desk)), *_files(folder, Path(desk))]
         items += _ending(standing(folder, contents))
         run_id = _Post(items, settings, address, folder.name).send(Path(desk), contents, report)
     document = {
@@ -84,29 +87,37 @@ class _Script(Tracker):
     """A tracker that writes down what it would send."""
 
     def __init__(
-        self, settings: TrackingSettings, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+        self, settings: TrackingSettings, folder: Folder, desk: Path, params: Mapping[str, Any], tags: Mapping[str, str]
     ) -> None:
-        super().__init__(settings, run_name, Path(), params, tags)
+        super().__init__(settings, folder.name, desk, params, tags)
         self.items: list[Item] = []
 
     def _put(self, item: Item) -> None:
         self.items.append(item)
 
 
-def _settings_and_points(contents: JournalContents, settings: TrackingSettings, folder: Folder) -> list[Item]:
+def _settings_and_points(
+    contents: JournalContents, settings: TrackingSettings, folder: Folder, desk: Path
+) -> list[Item]:
     """As the drivers of all attempts would have sent them: settings that one of them changed become tags."""
     items: list[Item] = []
     data = recorded(folder)  # the suites themselves may be on other machines
     for attempt in contents.attempts:
         config = config_from_dict(attempt.config)
-        script = _Script(settings, folder.name, **tracked_settings(config))
+        script = _Script(settings, folder, desk, **tracked_settings(config, str(folder), attempt.attempt))
         script.begin()
-        log_tasks({task.name: data[task.name] for task in config.tasks if task.name in data}, script)
+        log_tasks(data, config.tasks, evaluation_tasks(config), script)
         items += script.items
+    script.items.clear()
     for record in contents.generations:
         script.log_metrics(record.generation, record.metrics, record.timestamp_ms)
-        items.append(script.items[-1])
-    return items
+    log_surroundings(config, script, desk)
+    store = Store(folder)
+    whole = set(store.generations("evictions"))
+    for record in contents.generations:
+        if is_pictured(record.generation, config.search.generations) and record.generation in whole:
+            draw_and_log(store, record, config, script, desk)
+    return items + script.items
 
 
 def _files(folder: Folder, desk: Path) -> list[Item]:
@@ -115,6 +126,9 @@ def _files(folder: Folder, desk: Path) -> list[Item]:
     if folder.exists(SUMMARY):
         (desk / SUMMARY).write_bytes(folder.read(SUMMARY))
         items.append({"kind": "artifact", "path": SUMMARY, "folder": ""})
+    if folder.exists(REPORT):
+        (desk / REPORT).write_bytes(folder.read(REPORT))
+        items.append({"kind": "artifact", "path": REPORT, "folder": ""})
     names = folder.names(CHAMPION)
     if f"{CHAMPION}/config.json" in names:  # written last: without it the memory is not whole
         (desk / CHAMPION).mkdir()

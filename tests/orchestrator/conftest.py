@@ -12,6 +12,7 @@ from orchestrator.cli import main
 TINY = (
     "cluster.address=in-process",
     "tracking.enabled=false",
+    "report.enabled=false",
     "search.generations=2",
     "search.population=4",
     "examples.pool=4",

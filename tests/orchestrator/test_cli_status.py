@@ -5,7 +5,6 @@ import json
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.commands import status as status_module
 from orchestrator.history import read_journal
 from tests.orchestrator.disk import journal_files, last_attempt
 from tests.orchestrator.test_cli_inspect import change_opening, young_run  # noqa: F401 - a fixture
@@ -126,15 +125,3 @@ def test_a_folder_without_a_run_is_told_in_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"namm: error: {tmp_path} is no run folder: it holds no journal; name the folder that a run made\n"
     )
-
-
-@pytest.mark.parametrize("options", [(), ("--json",)])
-def test_watching_ends_with_the_run(options, alive, monkeypatch, capsys):
-    steps = [lambda: put_units(alive, 1, 1), lambda: None, lambda: put_units(alive, 1, 2), lambda: close(alive)]
-    monkeypatch.setattr(status_module.time, "sleep", lambda _: steps.pop(0)())  # what happens between two looks
-    assert main(["status", str(alive), "--watch", *options]) == 0
-    assert steps == []
-    captured = capsys.readouterr()
-    lines = [line.partition(" units")[0] for line in captured.err.splitlines()]
-    assert lines == [f"1/2 generations  generation 2: {done} of 2" for done in range(3)]
-    assert "stopped" in captured.out if options else "interrupted in generation 2" in captured.out

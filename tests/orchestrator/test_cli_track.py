@@ -1,15 +1,20 @@
 """``namm track``: a run in MLflow from its folder alone, as its own driver would have shown it."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
+from orchestrator.analysis.pictures import PLOTS
 from orchestrator.cli import main
 from orchestrator.commands import track as track_module
+from orchestrator.config import load_config
 from orchestrator.history import read_journal
 from orchestrator.tracking_mlflow import MlflowRun
 from tests.orchestrator.conftest import TINY
@@ -78,7 +83,7 @@ def test_a_run_that_was_never_tracked_is_shown_whole_and_twice_adds_nothing(run_
     assert document["run_id"] == shown.run_id
     assert once["params"]["search.population"] == "4"
     assert len(once["datasets"]) == 2
-    assert once["artifacts"][0] == ["champion", "summary.json"]
+    assert once["artifacts"][0] == ["champion", "config.yaml", "environment.txt", "images", "summary.json"]
     assert (once["status"], once["name"]) == ("FINISHED", "tiny")
     assert shown.run.info.start_time == read_journal(run_folder).attempts[0].opened_ms
     assert shown.run.info.end_time == read_journal(run_folder).generations[-1].timestamp_ms
@@ -86,6 +91,30 @@ def test_a_run_that_was_never_tracked_is_shown_whole_and_twice_adds_nothing(run_
     assert tracked(capsys, run_folder, database) == document
     assert content(Seen(database)) == once
     assert not (run_folder / "tracking").exists(), "the run folder is only read"
+
+
+def test_pictures_have_a_slider_and_the_run_says_what_it_is(run_folder, database, capsys):
+    tracked(capsys, run_folder, database)
+    shown = Seen(database)
+    keys = {
+        tuple(path.split("/")[-1].split("+")[:3:2])
+        for path in shown.artifacts("images")
+        if not path.endswith("+compressed.webp")
+    }
+    assert keys == {(key.replace("/", "~"), str(step)) for key in PLOTS for step in (0, 1)}
+    tags = shown.run.data.tags
+    assert (tags["attempt"], tags["stages"]) == ("1", "0: facts_prose-256, facts_code-256")
+    note = tags["mlflow.note.content"]
+    assert f"namm watch {run_folder}" in note
+    for sql in re.findall(r'namm query \S+ "(.*)"', note):
+        assert main(["query", str(run_folder), sql, "--json"]) == 0
+    contexts = {(one.dataset.name, tag.value) for one in shown.run.inputs.dataset_inputs for tag in one.tags}
+    assert contexts == {("facts_prose-256", "train and heldout"), ("facts_code-256", "train and heldout")}
+    packages = shown.client.download_artifacts(shown.run_id, "environment.txt")
+    assert f"torch=={version('torch')}" in Path(packages).read_text()
+    config = shown.client.download_artifacts(shown.run_id, "config.yaml")
+    assert load_config(config).search.population == 4
+    assert 30 <= len(shown.run.data.metrics) <= 80
 
 
 def test_the_run_that_the_driver_itself_shows_is_found_again(database, tmp_path, capsys):
@@ -110,7 +139,7 @@ def test_an_interrupted_run_is_shown_as_such_and_one_at_work_as_its_driver_shows
     tracked(capsys, run_folder, database)
     shown = Seen(database)
     assert shown.run.info.status == "KILLED"
-    assert shown.artifacts() == []
+    assert shown.artifacts() == ["config.yaml", "environment.txt", "images"]
 
 
 def test_settings_that_a_later_attempt_changed_become_tags(run_folder, database, capsys):
