@@ -237,7 +237,8 @@ def encode_all(tables: Iterable[pa.Table]) -> memoryview:
 
 
 def _plain(field: pa.Field) -> pa.Field:
-    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+    # Arrow reads dictionaries with 32-bit offsets, whatever the column's own are.
+    return field.with_type(_TEXT) if pa.types.is_dictionary(field.type) else field
 
 
 def version_of(metadata: Mapping[bytes, bytes] | None) -> str:

@@ -130,7 +130,10 @@ def _pareto(figure: Figure, store: Store, generation: int, _memory: NammSettings
     kept, ratio = (_by_generation(store, generation, name) for name in ("kept_ratio", "ratio"))
     steps = np.repeat(np.arange(len(kept))[:, None], kept.shape[1], axis=1)
     axes = figure.add_subplot()
-    points = axes.scatter(kept, ratio, c=steps, cmap=SCALE, s=18, vmin=0, vmax=max(1, generation))
+    # Flat, because Matplotlib takes a row of three or four numbers for one colour.
+    points = axes.scatter(
+        kept.ravel(), ratio.ravel(), c=steps.ravel(), cmap=SCALE, s=18, vmin=0, vmax=max(1, generation)
+    )
     figure.colorbar(points, label="generation")
     order = np.lexsort((-ratio.ravel(), kept.ravel()))
     best = np.maximum.accumulate(ratio.ravel()[order])

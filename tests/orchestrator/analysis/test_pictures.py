@@ -32,8 +32,10 @@ def config(finished_run):
     return config_from_dict(read_journal(finished_run.folder).attempts[-1].config)
 
 
-def test_every_picture_shows_something(finished_run, config, tmp_path):
-    drawn = draw(Store(finished_run.folder), 1, config.memory, tmp_path)
+@pytest.mark.parametrize("generation", [0, 1])
+def test_every_picture_shows_something(generation, finished_run, config, tmp_path):
+    """The first as well: its four candidates must not be taken for one colour of four numbers."""
+    drawn = draw(Store(finished_run.folder), generation, config.memory, tmp_path)
     assert set(drawn) == set(PLOTS)
     for path in drawn.values():
         with Image.open(path) as picture:
