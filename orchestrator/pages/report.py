@@ -155,7 +155,8 @@ def _comparison(benchmark: str, place: int) -> Figure:
         title=f"Against the rivals: {benchmark}",
         caption="Score over the full cache's on held-out examples, with 95 % intervals. Every rival holds as many "
         "bytes as the memory, split evenly over heads (-uniform), as the memory splits them over layers (-layer), or "
-        "over layers and heads (-head). The memory is the blue square: what lies left of it is worse at equal memory.",
+        "over layers and heads (-head). Blue squares are the memory and the full cache; a rival left of the memory is "
+        "worse at equal bytes.",
         sql=f"""SELECT memory_name, ratio, margin, exact, graded, kept_ratio, mean_bytes, peak_bytes, state_bytes,
   examples
 FROM comparison WHERE benchmark = '{quoted}' ORDER BY ratio DESC, memory_name""",

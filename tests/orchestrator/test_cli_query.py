@@ -13,7 +13,9 @@ from orchestrator.analysis.store_readme import MEANINGS, store_readme
 from orchestrator.analysis.views import VIEWS
 from orchestrator.cli import main
 from orchestrator.history import read_journal
+from orchestrator.storage import folder_at
 from orchestrator.store import Store, without_covered
+from tests.orchestrator.s3 import s3_server
 
 
 @pytest.fixture
@@ -214,3 +216,19 @@ def test_the_store_is_described(finished_run, capsys):
         "bytes": document["tables"]["candidates"]["bytes"],
     }
     assert isinstance(Store(finished_run.folder).table("candidates"), pa.Table)
+
+
+def test_a_run_on_an_object_store_is_asked_and_compacted_alike(finished_run, capsys):
+    sql = "SELECT count(*), sum(held_tokens), max(generation) FROM evictions"
+    expected = rows(capsys, finished_run.folder, sql)
+    with s3_server() as server:
+        address = server.address(f"{server.new_bucket()}/runs/tiny")
+        folder = folder_at(address)
+        for path in finished_run.folder.rglob("*"):
+            if path.is_file():
+                folder.write(str(path.relative_to(finished_run.folder)), path.read_bytes())
+        assert rows(capsys, address, sql) == expected
+        assert main(["store", "compact", address]) == 0
+        capsys.readouterr()
+        assert rows(capsys, address, sql) == expected
+        assert "tables/evictions/generations=000000-000001.parquet" in folder.names("tables/evictions")

@@ -134,3 +134,18 @@ def test_the_page_of_kinds_shows_its_charts(reported_run, browser, tmp_path, cap
     browser.wait_for("return document.documentElement.dataset.drawn === '2'")
     assert browser.complaints() == []
     browser.screenshot(ARTIFACTS / "kinds.png")
+
+
+def test_a_page_shows_no_more_than_a_browser_can_take(reported_run, tmp_path, monkeypatch):
+    """The tables still have all of it, and the page says so."""
+    monkeypatch.setattr("orchestrator.pages.explained.MOST_TOKENS", 50)
+    monkeypatch.setattr("orchestrator.pages.explained.MOST_IMPORTANCES", 100)
+    (tmp_path / "prompt.txt").write_text(PROMPT)
+    words = ["explain", str(reported_run.folder), "--text", str(tmp_path / "prompt.txt"), "--folder", str(tmp_path)]
+    assert main(words) == 0
+    page = (tmp_path / "index.html").read_text()
+    assert "The page shows the first 50 of 259 tokens; the tables have all." in page
+    assert "There are too many importances for a page; the tables have them." in page
+    assert '"importance":null' in page
+    assert 'value="importance"' not in page
+    assert pq.read_table(tmp_path / "tokens.parquet").num_rows == 259

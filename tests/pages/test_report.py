@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -13,6 +14,7 @@ import vl_convert
 from orchestrator.analysis.queries import database
 from orchestrator.cli import main
 from orchestrator.store import Store
+from tests.orchestrator.conftest import TINY
 from tests.pages.conftest import ARTIFACTS
 
 SECTIONS = {
@@ -261,3 +263,42 @@ def test_a_run_without_a_finished_generation_is_refused(reported_run, tmp_path, 
     assert "young has no finished generation yet, so there is nothing to report" in err
     assert err.count("\n") == 1
     assert not (folder / "report.html").exists()
+
+
+def test_a_report_that_fails_costs_no_run(tmp_path, monkeypatch, caplog):
+    def broken(*_arguments, **_named):
+        raise ValueError("a fault\nof ours")
+
+    monkeypatch.setattr("orchestrator.run_report.make_report", broken)
+    folder = tmp_path / "run"
+    words = [*TINY, "report.enabled=true", "search.generations=1", "evaluation.rivals=[]"]
+    assert main(["evolve", "small", *words, "--run", str(folder), "--quiet"]) == 0
+    assert f"the report was not made (a fault of ours); mend that, then: namm report {folder}" in caplog.text
+    assert (folder / "summary.json").exists()
+    assert not (folder / "report.html").exists()
+
+
+def test_the_report_can_be_made_again_elsewhere_and_traces_only_when_asked(reported_run, tmp_path, capsys):
+    survival = reported_run.folder / "tables" / "survival.parquet"
+    before = survival.stat().st_mtime_ns
+    page = tmp_path / "page.html"
+    assert main(["report", str(reported_run.folder), "--output", str(page), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": str(page), "bytes": page.stat().st_size}
+    assert survival.stat().st_mtime_ns == before, "auto: it was traced at the end of the run"
+    words = ["report", str(reported_run.folder), "--output", str(page), "--trace", "always", "--device", "cpu"]
+    assert main(words) == 0
+    assert survival.stat().st_mtime_ns > before
+
+
+def test_a_run_that_was_not_evaluated_yet_is_reported_as_far_as_it_came(reported_run, tmp_path):
+    folder = shutil.copytree(reported_run.folder, tmp_path / "young")
+    for path in folder.glob("tables/*/generation=000002.parquet"):
+        path.unlink()
+    shutil.rmtree(folder / "champion")
+    for name in ("survival", "traces", "traced_tokens"):
+        (folder / "tables" / f"{name}.parquet").unlink()
+    assert main(["report", str(folder)]) == 0
+    html = (folder / "report.html").read_text()
+    assert "has not been evaluated on held-out examples yet" in html
+    assert "No text was followed token by token" in html
+    assert set(specs(html)) == {"fitness", "spread", "quality", "layers"}
