@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.errors import FleetError
 
-PROBE_SECONDS = 3.0
+PROBE_SECONDS = 10.0
 """How long each part of an answer may take."""
 
 

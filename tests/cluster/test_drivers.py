@@ -51,7 +51,7 @@ def started_driver(folder, *address):
     Ray's client gives a server half a minute to start a process for it, which a machine that does much else may not
     manage; it is asked again.
     """
-    for _ in range(3):
+    for _ in range(8):
         driver = subprocess.Popen(
             [sys.executable, "-c", DRIVER, *address],
             cwd=folder,
