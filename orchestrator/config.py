@@ -23,9 +23,8 @@ from orchestrator import presets
 from orchestrator.errors import ConfigError
 from tasks.registry import SIZED, TaskSettings, task_settings
 from workers.memory.specs import NammSettings, RivalName
-from workers.settings import ModelSettings, PromptSettings
+from workers.settings import ModelSettings, PromptSettings, WarmStartSettings
 from workers.unit import Score
-from workers.warm_start import WarmStartSettings
 
 
 def _require(holds: bool, key: str, allowed: str, value: object) -> None:

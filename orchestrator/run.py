@@ -71,6 +71,8 @@ def run(
     seconds: dict[str, float] = {}
     folder = folder_at(place)
     initial = check(config, folder, takeover=takeover)
+    # Made before anything is written, because an optimizer may be refused.
+    search = Search(config.search, config.memory.genome_size, config.seed, initial)
     with ExitStack() as stack:
         with _timed(seconds, "start"):
             fleet = stack.enter_context(fleet_for(worker_recipe(config), config.cluster, folder.name))
@@ -90,8 +92,9 @@ def run(
         if config.tracking.enabled:
             log_surroundings(config, tracker, folder.desk / "tracking")
         with _timed(seconds, "warm start"):
-            initial = warm_genome(config, folder) if config.search.warm_start else initial
-        search = Search(config.search, config.memory.genome_size, config.seed, initial)
+            if config.search.warm_start:
+                fitted = warm_genome(config, folder)
+                search = Search(config.search, config.memory.genome_size, config.seed, fitted)
         for record in journal.generations():  # a driver that was killed may have committed what it did not log
             tracker.log_metrics(record.generation, record.metrics, record.timestamp_ms)
         parts = Parts(

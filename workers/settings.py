@@ -95,3 +95,23 @@ class PromptSettings:
             raise ValueError(f"prompts.truncation must be one of {allowed}: got {self.truncation!r}")
         if self.max_tokens is not None and self.max_tokens < 2:
             raise ValueError(f"prompts.max_tokens must be at least 2 or null: got {self.max_tokens}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStartSettings:
+    """How the first genome is fitted."""
+
+    examples: int = 8
+    """Training examples of each task that are read."""
+    steps: int = 200
+    """Steps of the fit, each on one update of one example."""
+    kept_ratio: float = 0.25
+    """Share of all cached tokens that count as worth keeping."""
+
+    def __post_init__(self) -> None:
+        if self.examples < 1:
+            raise ValueError(f"search.warm_start.examples must be at least 1: got {self.examples}")
+        if self.steps < 1:
+            raise ValueError(f"search.warm_start.steps must be at least 1: got {self.steps}")
+        if not 0.0 < self.kept_ratio < 1.0:
+            raise ValueError(f"search.warm_start.kept_ratio must lie between 0 and 1: got {self.kept_ratio}")

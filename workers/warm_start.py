@@ -27,32 +27,13 @@ from workers.memory.memory import Decision, LayerView, Memory
 from workers.memory.namm import Moments, Namm
 from workers.memory.scorer import importances, unfold_genomes
 from workers.memory.specs import NammSettings, Normalisation
+from workers.settings import WarmStartSettings
 
 SPREAD = 0.1
 """Standard deviation of the numbers that the fit starts from: zeros are a saddle, which no gradient leads away from."""
 LEARNING_RATE = 0.01
 SMALLEST_SHARE = 0.01
 """Of a head, where heads are all that a genome knows."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WarmStartSettings:
-    """How the first genome is fitted."""
-
-    examples: int = 8
-    """Training examples of each task that are read."""
-    steps: int = 200
-    """Steps of the fit, each on one update of one example."""
-    kept_ratio: float = 0.25
-    """Share of all cached tokens that count as worth keeping."""
-
-    def __post_init__(self) -> None:
-        if self.examples < 1:
-            raise ValueError(f"search.warm_start.examples must be at least 1: got {self.examples}")
-        if self.steps < 1:
-            raise ValueError(f"search.warm_start.steps must be at least 1: got {self.steps}")
-        if not 0.0 < self.kept_ratio < 1.0:
-            raise ValueError(f"search.warm_start.kept_ratio must lie between 0 and 1: got {self.kept_ratio}")
 
 
 @dataclass(frozen=True, slots=True)
