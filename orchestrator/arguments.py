@@ -10,6 +10,7 @@ from typing import get_args
 
 from orchestrator.arguments_analysis import ANALYSIS
 from orchestrator.arguments_tasks import add_tasks
+from orchestrator.arguments_transfer import add_transfer
 from orchestrator.parsing import Commands, Parser, add_modes, count, ratio
 from workers.memory.specs import RivalName
 
@@ -43,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         *(_add_evolve, _add_resume, _add_submit, _add_status),
-        *(_add_evaluate, _add_generate, *ANALYSIS, _add_inspect, _add_track, add_tasks, _add_convert, _add_doctor),
+        *(_add_evaluate, add_transfer, _add_generate, *ANALYSIS, _add_inspect, _add_track),
+        *(add_tasks, _add_convert, _add_doctor),
     ):
         add(commands)
     return parser

@@ -135,6 +135,30 @@ def _evaluate(arguments: argparse.Namespace) -> Answer:
     )
 
 
+def _transfer(arguments: argparse.Namespace) -> Answer:
+    from orchestrator.commands.transfer import Request, rivals_named, transfer
+    from orchestrator.transfer import STATISTICS, Wanted
+
+    return transfer(
+        Request(
+            memory=arguments.memory,
+            to=tuple(arguments.to.split(",")),
+            wanted=Wanted(
+                tasks=arguments.tasks,
+                data=arguments.data,
+                examples=arguments.examples,
+                rivals=rivals_named(arguments.rivals),
+                other_version=arguments.other_version,
+                overrides=tuple(arguments.words),
+            ),
+            statistics=STATISTICS if arguments.statistics == "both" else (arguments.statistics,),
+            output=arguments.output,
+            form=arguments.format,
+            quiet=arguments.quiet or arguments.json,
+        )
+    )
+
+
 def _generate(arguments: argparse.Namespace) -> Answer:
     from orchestrator.commands.generate import generate
 
@@ -293,6 +317,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], Answer]] = {
     "submit": _submit,
     "status": _status,
     "evaluate": _evaluate,
+    "transfer": _transfer,
     "generate": _generate,
     "explain": _explain,
     "kinds": _kinds,

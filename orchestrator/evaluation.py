@@ -88,7 +88,7 @@ class EvaluationPlan:
     examples: Mapping[str, tuple[int, ...]]
     """Held-out examples of every task, by its name."""
     control_examples: tuple[int, ...]
-    """Training examples on which the control's head is chosen."""
+    """Training examples on which the control's head is chosen; without any, there is no control."""
     rivals: tuple[RivalName, ...]
     units: UnitSettings
     seed: int
@@ -129,7 +129,8 @@ def evaluate(memory: PretrainedMemory, plan: EvaluationPlan, score: ScoreUnits, 
     held = {task: held_by_length(scored[name, task], seen[task], every) for task in plan.tasks}
     suffix = "" if name == MEMORY else f"-at-{name}"
     rivals = _rival_units(plan, held, every, suffix)
-    rivals[f"{CONTROL}{suffix}"] = _control_units(plan, held, every, score, suffix)
+    if plan.control_examples:
+        rivals[f"{CONTROL}{suffix}"] = _control_units(plan, held, every, score, suffix)
     scored |= _score_all(score, rivals)
     return [summarise(row, task, units, seen[task]) for (row, task), units in scored.items()]
 

@@ -13,12 +13,13 @@ from tasks.errors import TaskError
 from tasks.rows import cache_root
 
 
-def library(module: str, *, extra: str = "tasks") -> ModuleType:
+def library(module: str, *, extra: str = "tasks", what: str = "tasks of published suites") -> ModuleType:
     """Imports a module of an optional package.
 
     Args:
         module: its dotted name.
         extra: the extra of this project that installs it.
+        what: needs it, for the message.
 
     Raises:
         TaskError: it is not installed; or python-Levenshtein is, with which LongBench's code similarity is another one.
@@ -30,8 +31,7 @@ def library(module: str, *, extra: str = "tasks") -> ModuleType:
             imported = importlib.import_module(module)
     except ImportError as error:
         raise TaskError(
-            f"tasks of published suites need a package that is not installed ({error}): "
-            f"pip install 'namm-orchestrator[{extra}]'"
+            f"{what}: a package is needed that is not installed ({error}): pip install 'namm-orchestrator[{extra}]'"
         ) from error
     if module == "lm_eval.tasks.longbench.metrics":
         _refuse_levenshtein(imported.fuzz.SequenceMatcher)

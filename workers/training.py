@@ -27,6 +27,7 @@ from tasks.task import Example
 from tasks.words import BOS, EOS, PAD, VOCABULARY, split_text
 from workers.curriculum import LEVELS, Batch, Curriculum, draw_batch
 from workers.model_card import Measurement, model_card
+from workers.shapes import SHAPES, SMALL_LLAMA, Shape
 from workers.shared_retrieval import keys_shared_among_kv_heads
 from workers.word_tokenizer import TOKEN_IDS, build_tokenizer
 
@@ -43,14 +44,14 @@ MEASURED_CASES = ((256, 8), (512, 8), (1024, 8), (2048, 8), (256, 16), (512, 16)
 """Length in tokens and number of facts of the documents whose accuracy is on the model card."""
 
 
-def new_model(seed: int) -> LlamaForCausalLM:
-    """A fresh model, 264k parameters in float32, a function of ``seed``."""
+def new_model(seed: int, shape: Shape = SHAPES[SMALL_LLAMA]) -> LlamaForCausalLM:
+    """A fresh model in float32, a function of ``seed`` and ``shape``; that of the shipped one has 264k parameters."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(_config())
+    model = LlamaForCausalLM(_config(shape))
     embedding = model.model.embed_tokens.weight.data
     # Tied or small embeddings stay at guessing: facts have to stand out from the residual stream from the start.
     embedding.normal_(std=1.0)
-    model.lm_head.weight.data.copy_(0.04 * embedding)
+    model.lm_head.weight.data.copy_(0.04 * 128 / shape.hidden_size * embedding)
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.data.mul_(0.5)
         layer.mlp.down_proj.weight.data.mul_(0.5)
@@ -58,19 +59,20 @@ def new_model(seed: int) -> LlamaForCausalLM:
     return model
 
 
-def _config() -> LlamaConfig:
+def _config(shape: Shape) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(VOCABULARY),
-        hidden_size=128,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_query_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_size,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         attention_bias=True,
         tie_word_embeddings=False,
         max_position_embeddings=MAX_LENGTH_TOKENS,
-        initializer_range=128**-0.5,
+        initializer_range=shape.hidden_size**-0.5,
         bos_token_id=TOKEN_IDS[BOS],
         eos_token_id=TOKEN_IDS[EOS],
         pad_token_id=TOKEN_IDS[PAD],
@@ -90,7 +92,8 @@ def _look_at_previous_token(model: LlamaForCausalLM) -> None:
     key = torch.cat([torch.ones_like(frequencies), torch.zeros_like(frequencies)])
     query = torch.cat([frequencies.cos(), -frequencies.sin()])
     attention.k_proj.bias.data[:head_dim] = length * key
-    attention.q_proj.bias.data[: 2 * head_dim] = length * query.repeat(2)  # both query heads of KV head 0
+    num_biased = min(2, attention.num_key_value_groups)  # query heads of KV head 0; others look at what they like
+    attention.q_proj.bias.data[: num_biased * head_dim] = length * query.repeat(num_biased)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,13 +234,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_table(measure(model, options.examples))
         return 0
     start_seconds = time.process_time()
-    model = new_model(options.seed)
-    train(model, options.seed, options.steps_limit, _print_progress)
+    shape = SHAPES[options.shape]
+    num_steps = options.steps_limit or shape.num_steps
+    model = new_model(options.seed, shape)
+    train(model, options.seed, num_steps, _print_progress)
     cpu_seconds = time.process_time() - start_seconds
     save(model, options.out)
     measurements = measure(model, options.examples)
     _print_table(measurements)
-    card = model_card(options.seed, options.steps_limit, cpu_seconds, measurements, model.num_parameters())
+    card = model_card(options.shape, options.seed, num_steps, cpu_seconds, measurements, model.num_parameters())
     (options.out / "README.md").write_text(card, encoding="utf-8")
     return 0
 
@@ -257,9 +262,11 @@ def _parser() -> argparse.ArgumentParser:
     counts.add_argument(
         "--steps-limit",
         type=_at_least(1),
-        default=1000,
         metavar="N",
-        help="optimiser steps, over which the learning rate falls (default: %(default)s, about five CPU-minutes)",
+        help="optimiser steps, over which the learning rate falls (default: the shape's, about five CPU-minutes)",
+    )
+    parser.add_argument(
+        "--shape", choices=tuple(SHAPES), default=SMALL_LLAMA, help="of the model (default: %(default)s)"
     )
     counts.add_argument(
         "--examples",

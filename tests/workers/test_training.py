@@ -180,6 +180,6 @@ def test_impossible_numbers_end_the_command_with_one_line(arguments, tmp_path, c
 
 
 def test_the_model_card_lists_every_measurement():
-    card = model_card(7, 900, 200.4, [Measurement("facts_code", 1024, 8, 64, 0.9961)], 263_808)
+    card = model_card("small-llama", 7, 900, 200.4, [Measurement("facts_code", 1024, 8, 64, 0.9961)], 263_808)
     assert "| facts_code | 1,024 | 8 | 64 | 0.996 |" in card
     assert "took 200 CPU-seconds" in card
