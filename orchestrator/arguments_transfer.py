@@ -55,6 +55,12 @@ def add_transfer(commands: Commands[Parser]) -> None:
         action="store_true",
         help="let a Decision Transformer act in another version of its environment than it has learned from",
     )
+    parser.add_argument(
+        "--max-steps",
+        type=count,
+        metavar="N",
+        help="cut episodes after so many steps (default: the environment's limit)",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result here: .json (all of it) or .md")
     parser.add_argument("--format", choices=("table", "markdown"), default="table", help="of what is printed")
     add_modes(parser, quiet="show no progress", command="transfer")

@@ -149,6 +149,7 @@ def _transfer(arguments: argparse.Namespace) -> Answer:
                 examples=arguments.examples,
                 rivals=rivals_named(arguments.rivals),
                 other_version=arguments.other_version,
+                max_steps=arguments.max_steps,
                 overrides=tuple(arguments.words),
             ),
             statistics=STATISTICS if arguments.statistics == "both" else (arguments.statistics,),

@@ -60,7 +60,13 @@ def control_target(model: str, wanted: Wanted, say: Say) -> Target:
     window = RivalSpec(name="truncation", budget=((TOKENS_PER_STEP * settings.window_steps,),))
     return Target(
         model=model,
-        recipe=ControlRecipe(path_or_id=path, revision=revision, settings=settings, environment=asked),
+        recipe=ControlRecipe(
+            path_or_id=path,
+            revision=revision,
+            settings=settings,
+            environment=asked,
+            max_steps=wanted.max_steps,
+        ),
         plan=plan,
         lengths={asked: None},
         cluster=config.cluster,
@@ -73,6 +79,7 @@ def control_target(model: str, wanted: Wanted, say: Say) -> Target:
             "revision": revision,
             "learned_from": settings.environment,
             "target_return": settings.target_return,
+            "max_steps": wanted.max_steps or environment.max_steps,
         },
     )
 

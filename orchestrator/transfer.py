@@ -73,6 +73,8 @@ class Wanted:
     """None for all that the kind of model knows."""
     other_version: bool = False
     """Whether an environment may be of another version than the one that a model has learned from."""
+    max_steps: int | None = None
+    """Steps after which an episode is cut; None for the environment's own limit."""
     overrides: tuple[str, ...] = ()
     """Settings such as ``cluster.workers=1`` or ``evaluation.lengths=[512]``."""
 

@@ -1,11 +1,16 @@
 """``namm transfer`` as a user runs it."""
 
 import json
+import sys
 
+import numpy as np
 import pytest
 
 from orchestrator.cli import main
 from orchestrator.targets import GROUPS
+from tasks.control_data import Episode, write_parquet
+from workers.control_model import ControlSettings
+from workers.control_training import TrainingSettings, new_controller, save_controller
 from workers.memory.pretrained import PretrainedMemory
 from workers.shapes import SHAPES
 from workers.training import new_model, save
@@ -70,7 +75,7 @@ def test_the_result_is_printed_and_written(finished_run, other_llama, tmp_path, 
 
 
 def test_a_group_of_models_is_a_table_of_its_own():
-    assert GROUPS["language"] == ("deep-llama", "wide-llama", "mqa-llama")
+    assert dict(GROUPS) == {"language": ("deep-llama", "wide-llama", "mqa-llama"), "control": ("cheetah-dt",)}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +87,7 @@ def test_a_group_of_models_is_a_table_of_its_own():
         (["MEMORY", "--to", "small-llama", "--tasks", "fact_prose"], "did you mean facts_prose?"),
         (["MEMORY", "--to", "small-llama", "--output", "x.txt"], "its name must end in .json or .md"),
         (["MEMORY", "--to", "small-llama", "--output", "."], "must end in .json or .md"),
+        (["MEMORY", "--to", "language,control"], "--to names models of several kinds (control, language)"),
         (["MEMORY", "--to", "small-llama", "examples.heldouts=3"], "examples.heldouts"),
         (["MEMORY", "--to", "small-llama", "--rivals", "full"], "there is no rival 'full' to compare with"),
     ],
@@ -94,3 +100,100 @@ def test_bad_input_is_one_line_and_exit_2(words, told, finished_run, capsys):
     assert captured.out == ""
     assert told in captured.err
     assert captured.err.count("\n") == 1
+
+
+# --- control ----------------------------------------------------------------------------------------------------------
+
+SHORT = ("cluster.address=in-process", "--max-steps", "70", "--examples", "3", "--rivals", "recent")
+
+
+def controller(folder, environment="Hopper-v5", size=11, actions=3):
+    """An untrained Decision Transformer: nothing is learned from its returns."""
+    settings = ControlSettings(
+        environment=environment,
+        state_mean=(0.0,) * size,
+        state_deviation=(1.0,) * size,
+        return_scale=1000.0,
+        target_return=500.0,
+        window_steps=4,
+    )
+    save_controller(new_controller(TrainingSettings(hidden_size=16), size, actions), settings, folder)
+    return folder
+
+
+def test_a_memory_acts_in_an_environment(finished_run, tmp_path, capsys):
+    folder = controller(tmp_path, "HalfCheetah-v5", 17, 6)
+    document = carried(capsys, finished_run.folder, "--to", folder, *SHORT)
+    assert document["figure"] == "return in HalfCheetah"
+    assert [row["statistics"] for row in document["table"]] == ["evolved", "re-estimated"]
+    for row in document["table"]:
+        assert set(row["cells"]) == {"full", "namm", "window-4", "recent"}
+        assert (row["task"], row["num_examples"]) == ("HalfCheetah-v5", 3)
+        cell = row["cells"]["full"]
+        assert -500 < cell["low"] <= cell["value"] <= cell["high"] < 500
+    told = document["models"][0]
+    assert (told["learned_from"], told["max_steps"]) == ("HalfCheetah-v5", 70)
+    kept = {(result["name"], result["task"]): result["kept_ratio"] for result in told["results"]}
+    assert kept["window-4", "HalfCheetah-v5"] == pytest.approx(4 / 70)
+    assert kept["full", "HalfCheetah-v5"] == 1.0
+
+
+def test_episodes_that_end_at_different_steps_are_compared_as_well(finished_run, tmp_path, capsys):
+    document = carried(capsys, finished_run.folder, "--to", controller(tmp_path), *SHORT, "--statistics", "evolved")
+    assert document["table"][0]["cells"]["full"]["value"] > 0
+
+
+def recorded(folder, num_episodes=2):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    shapes = ((5, 11), (5, 3), (5,))
+    episodes = [
+        Episode(*(rng.standard_normal(shape).astype(np.float32) for shape in shapes)) for _ in range(num_episodes)
+    ]
+    write_parquet(folder / "0000.parquet", episodes)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "told"),
+    [
+        ("Hopper-v5", ["--tasks", "Ant-v5"], "there is no environment 'Ant-v5'"),
+        ("Hopper-v5", ["--tasks", "Hopper-v5,Walker2d-v5"], "acts in the one environment it has learned from"),
+        ("Hopper-v4", [], "learned from episodes of Hopper-v4, but is to act in Hopper-v5"),
+        ("Walker2d-v5", [], "reads states of 11 numbers, but Walker2d-v5 has 17"),
+        ("Hopper-v5", ["--data", "nowhere"], "there are no recorded episodes at nowhere"),
+    ],
+    ids=["unknown", "several", "version", "shapes", "data"],
+)
+def test_what_cannot_be_acted_in_is_one_line_and_exit_2(environment, words, told, finished_run, tmp_path, capsys):
+    folder = controller(tmp_path, environment)
+    assert main(["transfer", str(finished_run.champion), "--to", str(folder), *words]) == 2
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_another_version_may_be_allowed(finished_run, tmp_path, capsys):
+    folder = controller(tmp_path / "model", "Hopper-v2")
+    recorded(tmp_path / "hopper-medium-v2")
+    words = (
+        "--to",
+        folder,
+        "--data",
+        tmp_path / "hopper-medium-v2",
+        "--other-version",
+        *SHORT,
+        "--statistics",
+        "evolved",
+    )
+    (told,) = carried(capsys, finished_run.champion, *words)["models"]
+    assert told["learned_from"] == "Hopper-v2"
+    assert told["target_return"] == 3600.0  # as the published models are asked
+
+
+@pytest.mark.parametrize("module", ["gymnasium", "mujoco"])
+def test_a_missing_extra_is_named_before_anything_is_trained(module, finished_run, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("NAMM_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["transfer", str(finished_run.champion), "--to", "control"]) == 2
+    assert "pip install 'namm-orchestrator[control]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
