@@ -59,7 +59,7 @@ def add_transfer(commands: Commands[Parser]) -> None:
         "--max-steps",
         type=count,
         metavar="N",
-        help="cut episodes after so many steps (default: the environment's limit)",
+        help="cut episodes after so many steps (default: the environment's)",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result here: .json (all of it) or .md")
     parser.add_argument("--format", choices=("table", "markdown"), default="table", help="of what is printed")

@@ -1,8 +1,8 @@
 """Questions about clips with lettered choices: LongVideoBench and MLVU in their own files, and clips made up here.
 
-LongVideoBench (arXiv 2407.15754) is a list of questions in ``lvb_val.json`` beside ``videos/`` and ``subtitles/``; MLVU
-(arXiv 2406.04264) has a list per task in ``json/1_plotQA.json`` and so on beside ``video/``. Both are gated on the hub and
-licensed CC-BY-NC-SA-4.0: they are staged by hand, and checked here before anything starts.
+LongVideoBench (arXiv 2407.15754) is a list of questions in ``lvb_val.json`` beside ``videos/`` and ``subtitles/``;
+MLVU (arXiv 2406.04264) has a list per task, ``json/1_plotQA.json`` and so on, beside ``video/``. Both are gated on the
+hub and licensed CC-BY-NC-SA-4.0: they are staged by hand, and checked here before anything starts.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def read_suite(suite: VideoSuite, root: Path) -> dict[str, tuple[ClipQuestion, .
     folder = root / suite
     if not folder.is_dir():
         raise TaskError(
-            f"{suite} is not staged in {root}: it is gated ({LICENCE}), so ask for access at {HUB_IDS[suite]} on the hub, "
-            f"accept its terms, and put its files into {folder} as the hub has them"
+            f"{suite} is not staged in {root}: it is gated ({LICENCE}), so ask for access at {HUB_IDS[suite]} on the "
+            f"hub, accept its terms, and put its files into {folder} as the hub has them"
         )
     return _long_video_bench(folder) if suite == "longvideobench" else _mlvu(folder)
 

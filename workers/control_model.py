@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DecisionTransformerModel
 
 from workers.errors import ModelError
+from workers.language_model import without_progress_bars
 from workers.memory.cache import MemoryCache
 
 TOKENS_PER_STEP = 3
@@ -76,7 +77,8 @@ def load_controller(folder: str | Path, revision: str | None = None, *, is_local
         ModelError: it cannot be loaded.
     """
     try:
-        model = DecisionTransformerModel.from_pretrained(folder, revision=revision, local_files_only=is_local)
+        with without_progress_bars():
+            model = DecisionTransformerModel.from_pretrained(folder, revision=revision, local_files_only=is_local)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"cannot load the Decision Transformer {str(folder)!r}: {reason}") from error

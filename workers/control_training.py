@@ -15,6 +15,7 @@ from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from tasks.control_data import Episode, Recording
 from workers.control_model import ControlSettings
+from workers.language_model import without_progress_bars
 
 RETURN_SCALE = 1000.0
 
@@ -50,6 +51,8 @@ def new_controller(settings: TrainingSettings, state_size: int, action_size: int
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             vocab_size=1,
+            bos_token_id=None,
+            eos_token_id=None,
         )
     )
 
@@ -98,7 +101,8 @@ def train_controller(
 
 def save_controller(model: Any, settings: ControlSettings, folder: Path) -> None:
     """Write weights, configuration and how the model is to be used."""
-    model.save_pretrained(folder)
+    with without_progress_bars():
+        model.save_pretrained(folder)
     settings.save(folder)
 
 

@@ -108,7 +108,7 @@ def load_language_model(settings: ModelSettings) -> LanguageModel:
     config = _rescaled_config(settings)
     if settings.quantization and getattr(config, "quantization_config", None):
         raise ModelError(f"model.quantization: {settings.path_or_id!r} is quantized already: remove the setting")
-    with said_in_one_line(f"cannot load {settings.path_or_id!r}"), _without_progress_bars():
+    with said_in_one_line(f"cannot load {settings.path_or_id!r}"), without_progress_bars():
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -193,7 +193,7 @@ def said_in_one_line(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """Many workers load at once, beside the run's own progress: a bar for each would tear it apart."""
     were_shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

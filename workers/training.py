@@ -26,6 +26,7 @@ from tasks.registry import GeneratedTaskSettings, TaskKind, build_task
 from tasks.task import Example
 from tasks.words import BOS, EOS, PAD, VOCABULARY, split_text
 from workers.curriculum import LEVELS, Batch, Curriculum, draw_batch
+from workers.language_model import without_progress_bars
 from workers.model_card import Measurement, model_card
 from workers.shapes import SHAPES, SMALL_LLAMA, Shape
 from workers.shared_retrieval import keys_shared_among_kv_heads
@@ -217,7 +218,8 @@ def save(model: LlamaForCausalLM, folder: Path) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=TOKEN_IDS[BOS], eos_token_id=TOKEN_IDS[EOS], pad_token_id=TOKEN_IDS[PAD], do_sample=False
     )
-    model.save_pretrained(folder)
+    with without_progress_bars():
+        model.save_pretrained(folder)
     build_tokenizer(MAX_LENGTH_TOKENS).save_pretrained(folder)
 
 
