@@ -41,6 +41,9 @@ def add_transfer(commands: Commands[Parser]) -> None:
         help="as `namm evaluate` takes them (default: facts_*-256); of a Decision "
         "Transformer an environment, as in Hopper-v5",
     )
+    parser.add_argument(
+        "--preset", metavar="PRESET|FILE.yaml", help="placement, examples and cluster to use (default: small)"
+    )
     parser.add_argument("--data", metavar="DIR", help="where the data of the tasks is staged (default: $NAMM_TASKS)")
     parser.add_argument("--examples", type=count, metavar="N", help="most held-out examples of each task")
     parser.add_argument("--rivals", metavar="NAME,NAME|none", help="rivals to compare with (default: all)")

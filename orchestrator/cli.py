@@ -148,6 +148,7 @@ def _transfer(arguments: argparse.Namespace) -> Answer:
                 data=arguments.data,
                 examples=arguments.examples,
                 rivals=rivals_named(arguments.rivals),
+                preset=arguments.preset,
                 other_version=arguments.other_version,
                 max_steps=arguments.max_steps,
                 overrides=tuple(arguments.words),

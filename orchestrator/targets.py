@@ -9,22 +9,29 @@ from typing import Literal
 from orchestrator.errors import InputError
 from orchestrator.targets_control import control_target
 from orchestrator.targets_language import language_target
+from orchestrator.targets_vision import vision_target
 from orchestrator.transfer import Target, Wanted
 from workers.local_control import CONTROLLERS
 from workers.local_llamas import LLAMAS
 from workers.local_models import Say
+from workers.local_vision import WATCHERS
 from workers.survey import load_config as model_config
+from workers.vision_model import PROMPTS
 
-Kind = Literal["language", "control"]
+Kind = Literal["language", "vision", "control"]
 
-GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType({"language": tuple(LLAMAS), "control": tuple(CONTROLLERS)})
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"language": tuple(LLAMAS), "vision": tuple(WATCHERS), "control": tuple(CONTROLLERS)}
+)
 """Names that stand for all models of a kind that this project trains by itself: each makes a table of the README."""
 
 TARGETS: Mapping[Kind, Callable[[str, Wanted, Say], Target]] = MappingProxyType(
-    {"language": language_target, "control": control_target}
+    {"language": language_target, "vision": vision_target, "control": control_target}
 )
 
-KINDS_BY_TYPE: Mapping[str, Kind] = MappingProxyType({"decision_transformer": "control"})
+KINDS_BY_TYPE: Mapping[str, Kind] = MappingProxyType(
+    {"decision_transformer": "control", **dict.fromkeys(PROMPTS, "vision")}
+)
 """By ``model_type``; all others are language models."""
 
 

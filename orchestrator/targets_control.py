@@ -8,7 +8,7 @@ from orchestrator.config import UnitSettings, load_config
 from orchestrator.errors import InputError
 from orchestrator.evaluation import EvaluationPlan
 from orchestrator.report import TableRow
-from orchestrator.targets_language import PRESET
+from orchestrator.targets_language import PRESET, require_pinned
 from orchestrator.transfer import Cell, Figure, Target, Wanted
 from tasks.control import ENVIRONMENTS, VERSION, Environment, environment_named, make_environment, require_same_version
 from tasks.control_data import PUBLISHED, REPLAY_HUB_ID, Recording, read_recording
@@ -40,13 +40,14 @@ def control_target(model: str, wanted: Wanted, say: Say) -> Target:
     else:
         path, _, commit = model.partition("@")
         revision = commit or None
+    require_pinned(path, revision)
     settings = settings_of(path, wanted)
     asked = _only(wanted.tasks or _current(settings.environment))
     environment, _ = environment_named(asked)
     if not wanted.other_version:
         require_same_version(settings.environment, asked)
     _require_shapes(asked, settings)
-    config = load_config(PRESET, wanted.overrides)
+    config = load_config(wanted.preset or PRESET, wanted.overrides)
     episodes = tuple(range(wanted.examples or EPISODES))
     plan = EvaluationPlan(
         generation=0,

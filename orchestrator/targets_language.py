@@ -10,6 +10,8 @@ from orchestrator.readiness import Wanted as WantedExamples
 from orchestrator.readiness import available, require_room
 from orchestrator.run import evaluation_plan, evaluation_tasks, table_lengths, worker_recipe
 from orchestrator.transfer import EXACT, GRADED, Target, Wanted
+from workers.errors import ModelError
+from workers.language_model import model_folder
 from workers.local_llamas import LLAMAS
 from workers.local_models import Say, local_model
 
@@ -40,6 +42,18 @@ def language_target(model: str, wanted: Wanted, say: Say) -> Target:
     )
 
 
+def require_pinned(path: str, revision: str | None) -> None:
+    """Make sure that a model from the hub can be had again as it is.
+
+    Raises:
+        ModelError: it names no commit.
+    """
+    if model_folder(path) is None and not revision:
+        raise ModelError(
+            f"--to {path}: pin the commit of the hub model, as in {path}@COMMIT, so that it can be repeated"
+        )
+
+
 def settings_for(path_or_id: str, wanted: Wanted) -> RunConfig:
     """A run's settings with the model and the tasks that were asked for.
 
@@ -54,4 +68,4 @@ def settings_for(path_or_id: str, wanted: Wanted) -> RunConfig:
         settings.append(f"examples.heldout={wanted.examples}")
     if wanted.rivals is not None:
         settings.append(f"evaluation.rivals=[{','.join(wanted.rivals)}]")
-    return load_config(PRESET, [*settings, *wanted.overrides])
+    return load_config(wanted.preset or PRESET, [*settings, *wanted.overrides])

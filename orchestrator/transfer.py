@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from orchestrator.config import ClusterSettings
+from orchestrator.config import ClusterSettings, FitnessSettings, SearchSettings
 from orchestrator.evaluation import CONTROL, FULL, MEMORY, EvaluationPlan, Result, ScoreUnits, evaluate, summarise
 from orchestrator.fitness import merge_statistics
 from orchestrator.report import TableRow, tabulate
@@ -75,8 +75,22 @@ class Wanted:
     """Whether an environment may be of another version than the one that a model has learned from."""
     max_steps: int | None = None
     """Steps after which an episode is cut; None for the environment's own limit."""
+    preset: str | None = None
+    """Whose tasks, examples, placement and cluster are used where nothing else is asked for; None for ``small``."""
     overrides: tuple[str, ...] = ()
     """Settings such as ``cluster.workers=1`` or ``evaluation.lengths=[512]``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchThere:
+    """How a memory is evolved on the target itself, for comparison: for how long, and what for."""
+
+    search: SearchSettings = field(default_factory=lambda: SearchSettings(population=16, generations=30))
+    fitness: FitnessSettings = field(default_factory=lambda: FitnessSettings(score="graded", kept_price=0.35))
+    pool: int = 64
+    per_generation: int = 8
+    examples_per_unit: int = 4
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +109,10 @@ class Target:
     """Training examples that feature statistics are re-estimated on."""
     baselines: Mapping[str, RivalSpec] = field(default_factory=dict)
     """Memories with budgets of their own, by the name in the table: not at equal bytes."""
+    remarks: Callable[[PretrainedMemory], Mapping[str, str]] | None = None
+    """What else is to be said of a memory there, by the heading of a column."""
+    search_there: SearchThere | None = None
+    """How a memory is evolved there; None for not at all."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """All that decides the scores besides the memory, for the document."""
 
@@ -108,12 +126,14 @@ class Comparison:
     """Empty for generated documents."""
     length: int
     statistics: str
-    """One of ``STATISTICS``, or the name of a memory that was evolved on the model itself."""
+    """One of ``STATISTICS``, or ``there`` for a memory that was evolved on the model itself."""
     kept_ratio: float
     """Of the memory."""
     mean_bytes: float
     """Of the memory; rivals hold as many in the end."""
     num_examples: int
+    remarks: Mapping[str, str] = field(default_factory=dict)
+    """As ``Target.remarks`` has them."""
     cells: Mapping[str, Cell]
     """By memory: of each rival the best of its splits over layers and heads."""
 
@@ -168,7 +188,9 @@ def compare(
         seen = {result.task: result.seen_tokens for result in found if result.name == FULL}
         found += [dataclasses.replace(result, seen_tokens=seen[result.task]) for result in fixed]
         results += found
-        comparisons += _comparisons(target, label, [_without_suffix(result, name) for result in found])
+        remarks = target.remarks(memory) if target.remarks else {}
+        compared = _comparisons(target, label, [_without_suffix(result, name) for result in found])
+        comparisons += [dataclasses.replace(comparison, remarks=remarks) for comparison in compared]
     return comparisons, results
 
 
@@ -245,7 +267,11 @@ def columns(comparisons: Sequence[Comparison]) -> list[str]:
 
 def headings(comparisons: Sequence[Comparison]) -> list[str]:
     """Of :func:`lines`."""
-    return ["model", "task", "statistics", "kept", "KB", *columns(comparisons)]
+    return ["model", "task", "memory", "kept", "KB", *_remarks(comparisons), *columns(comparisons)]
+
+
+def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
+    return list(dict.fromkeys(heading for comparison in comparisons for heading in comparison.remarks))
 
 
 def lines(comparisons: Sequence[Comparison], digits: int) -> list[list[str]]:
@@ -258,6 +284,7 @@ def lines(comparisons: Sequence[Comparison], digits: int) -> list[list[str]]:
             each.statistics,
             f"{each.kept_ratio:.1%}",
             f"{each.mean_bytes / 1024:,.0f}",
+            *(each.remarks.get(heading, "") for heading in _remarks(comparisons)),
             *(_shown(each.cells[name], digits) if name in each.cells else "–" for name in names),
         ]
         for each in comparisons

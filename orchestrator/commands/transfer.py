@@ -12,6 +12,7 @@ from typing import Any, get_args
 from orchestrator.commands.contenders import contender_named
 from orchestrator.commands.evaluate import score_on
 from orchestrator.errors import InputError
+from orchestrator.evolved_there import memory_there
 from orchestrator.files import json_bytes, make_folder, write_atomic
 from orchestrator.fleet import fleet_for
 from orchestrator.progress import reporting
@@ -32,6 +33,9 @@ from orchestrator.transfer import (
 )
 from workers.memory.pretrained import PretrainedMemory
 from workers.memory.specs import RivalName
+
+THERE = "there"
+"""Stands for a memory that was evolved on the model that the other is carried to."""
 
 WORDS_COLUMNS = 3
 """Columns of the table that are words; the others are figures."""
@@ -96,6 +100,9 @@ def _compared(target: Target, memory: PretrainedMemory, request: Request) -> tup
         fleet = stack.enter_context(fleet_for(target.recipe, target.cluster))
         score = score_on(fleet, stack.enter_context(reporting(0, sys.stderr, quiet=request.quiet)))
         memories: dict[str, PretrainedMemory] = {way: carried(memory, way, target, score) for way in request.statistics}
+        if target.search_there is not None:
+            told = _say(quiet=request.quiet)
+            memories[THERE] = memory_there(target, memory.spec.settings, target.search_there, score, told)
         comparisons, results = compare(target, memories, score)
     return comparisons, {
         "model": target.model,

@@ -70,12 +70,14 @@ def test_the_result_is_printed_and_written(finished_run, other_llama, tmp_path, 
     assert "95 % intervals over 2 examples" in out
     assert "time  models " in out
     header, _, row = path.read_text(encoding="utf-8").splitlines()
-    assert header.startswith("| model | task | statistics | kept | KB | full | namm | ")
+    assert header.startswith("| model | task | memory | kept | KB | full | namm | ")
     assert "| 320 tokens | evolved |" in row or "| 256 tokens | evolved |" in row
 
 
 def test_a_group_of_models_is_a_table_of_its_own():
-    assert dict(GROUPS) == {"language": ("deep-llama", "wide-llama", "mqa-llama"), "control": ("cheetah-dt",)}
+    assert GROUPS["language"] == ("deep-llama", "wide-llama", "mqa-llama")
+    assert GROUPS["control"] == ("cheetah-dt",)
+    assert GROUPS["vision"] == ("shapes-vlm",)
 
 
 @pytest.mark.parametrize(
