@@ -17,10 +17,11 @@ def add_transfer(commands: Commands[Parser]) -> None:
         "this project are trained when they are first asked for, and kept in ~/.cache/namm ($NAMM_CACHE).",
         epilog="Examples:\n"
         "  namm transfer runs/small-seed0 --to language                  three small Llamas of other shapes\n"
+        "  namm transfer runs/small-seed0 --to vision                    a small model that watches made-up clips\n"
         "  namm transfer runs/small-seed0 --to control                   a Decision Transformer for HalfCheetah\n"
         "  namm transfer runs/small-seed0 --to deep-llama --tasks facts_code-512 --examples 32\n"
         "  namm transfer runs/paper --to ./my-model --tasks longbench/qasper --data /data/tasks\n"
-        "  namm transfer runs/small-seed0 --to wide-llama cluster.address=in-process --output wide.json",
+        "  namm transfer runs/small-seed0 --to narrow-llama cluster.address=in-process --output narrow.json",
     )
     parser.add_argument(
         "memory", metavar="MEMORY", help="folder of a saved memory, or a run folder (its champion), also by address"
@@ -32,14 +33,14 @@ def add_transfer(commands: Commands[Parser]) -> None:
         "--to",
         required=True,
         metavar="MODEL,MODEL",
-        help="language (all small Llamas of other shapes), deep-llama, wide-llama, mqa-llama; control, cheetah-dt; a "
-        "folder in Hugging Face format, or a hub id with its commit, ID@COMMIT",
+        help="language (all small Llamas of other shapes), deep-llama, narrow-llama, mqa-llama; vision, shapes-vlm; "
+        "control, cheetah-dt; a folder in Hugging Face format, or a hub id with its commit, ID@COMMIT",
     )
     parser.add_argument(
         "--tasks",
         metavar="TASK,TASK",
-        help="as `namm evaluate` takes them (default: facts_*-256); of a Decision "
-        "Transformer an environment, as in Hopper-v5",
+        help="as `namm evaluate` takes them (default: facts_*-256); about clips: shapes, longvideobench, mlvu or "
+        "mlvu-2_needle; of a Decision Transformer an environment, as in Hopper-v5",
     )
     parser.add_argument(
         "--preset", metavar="PRESET|FILE.yaml", help="placement, examples and cluster to use (default: small)"

@@ -40,6 +40,8 @@ class Clip:
     question: ClipQuestion
     is_redundant: npt.NDArray[np.bool_]
     """``[frames]``: shows no shape."""
+    shown: tuple[tuple[str, str], ...]
+    """Shape and colour of each frame that shows one, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,7 @@ class ShapeClips:
         )
         is_redundant = np.ones(self.num_frames, bool)
         is_redundant[places] = False
-        return Clip(frames, question, is_redundant)
+        return Clip(frames, question, is_redundant, tuple(zip(shapes, colours, strict=True)))
 
 
 def _quiet(rng: np.random.Generator, num_frames: int) -> npt.NDArray[np.uint8]:

@@ -97,7 +97,7 @@ def new_vision_model(seed: int) -> VisionModel:
 def train_vision(
     vision: VisionModel, settings: VisionTrainingSettings, report: Callable[[int, int, float, float], None]
 ) -> None:
-    """Trains in place, on the letter of the answer only; a function of weights and settings on one thread.
+    """Trains in place, on letters of answers only; a function of weights and settings on one thread.
 
     Args:
         vision: a fresh model.
@@ -112,15 +112,17 @@ def train_vision(
             group["lr"] = settings.learning_rate * _share(step, settings.num_steps)
         frames = settings.frames[level]
         size = max(8, settings.batch_size * settings.frames[0] // frames)
-        batch, wanted = _batch(vision, ShapeClips(num_frames=frames), size, rng)
-        logits = model(**batch, use_cache=False, logits_to_keep=1).logits[:, -1]
-        loss = functional.cross_entropy(logits, wanted)
+        is_whole = step % 2 == 0
+        batch, places, wanted = _batch(vision, ShapeClips(num_frames=frames), size, rng, is_whole=is_whole)
+        logits = model(**batch, use_cache=False, logits_to_keep=places).logits
+        loss = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         accuracy = (logits.argmax(-1) == wanted).float().mean().item()
-        recent = [*recent[1:], accuracy]
+        if is_whole:
+            recent = [*recent[1:], accuracy]
         if np.mean(recent) >= settings.mastered_accuracy and level + 1 < len(settings.frames):
             level, recent = level + 1, [0.0] * 4
         report(step, frames, loss.item(), accuracy)
@@ -141,9 +143,31 @@ def _share(step: int, num_steps: int) -> float:
 
 
 def _batch(
-    vision: VisionModel, clips: ShapeClips, size: int, rng: np.random.Generator
-) -> tuple[dict[str, Tensor], Tensor]:
+    vision: VisionModel, clips: ShapeClips, size: int, rng: np.random.Generator, *, is_whole: bool
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What the forward pass takes, the columns that are learned, and their letters ``[rows, columns]``.
+
+    With whole questions one letter is learned in a row. Retrieval does not appear from so little, so every other batch
+    just names the shapes one after the other, each with its letter behind it.
+    """
     drawn: list[Clip] = [clips.draw(rng) for _ in range(size)]
     inputs = [vision.inputs(clip.frames, clip.question) for clip in drawn]
-    letters = vision.tokenizer.convert_tokens_to_ids([clip.question.letter for clip in drawn])
-    return {name: torch.cat([each[name] for each in inputs]) for name in inputs[0]}, torch.tensor(letters)
+    batch = {name: torch.cat([each[name] for each in inputs]) for name in inputs[0]}
+    if is_whole:
+        letters = vision.tokenizer.convert_tokens_to_ids([clip.question.letter for clip in drawn])
+        return batch, torch.tensor([batch["input_ids"].shape[1] - 1]), torch.tensor(letters)[:, None]
+    frames_end = int(vision.frame_columns(batch["input_ids"][0]).max()) + 1
+    named = torch.tensor([_named(vision, clip, rng) for clip in drawn])
+    batch["input_ids"] = torch.cat([batch["input_ids"][:, :frames_end], named], dim=1)
+    places = torch.arange(frames_end, frames_end + named.shape[1], 2)
+    return batch, places, named[:, 1::2]
+
+
+def _named(vision: VisionModel, clip: Clip, rng: np.random.Generator) -> list[int]:
+    """Ids of the clip's shapes, drawn with replacement, each followed by the letter of its colour."""
+    words: list[str] = []
+    for index in rng.integers(len(clip.shown), size=2 * len(clip.shown)):
+        shape, colour = clip.shown[index]
+        words += [shape, LETTERS[list(COLOURS).index(colour)]]
+    ids: list[int] = vision.tokenizer.convert_tokens_to_ids(words)
+    return ids

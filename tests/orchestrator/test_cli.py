@@ -27,18 +27,8 @@ OPTIONS = {
     | {"--preset", "--config", "--model", "--tasks", "--data", "--profile", "--split", "--lengths", "--examples"}
     | {"--rivals", "--score", "--kept-ratio", "--folder", "--output", "--format", "--quiet"},
     "transfer": SHARED
-    | {
-        "--to",
-        "--preset",
-        "--tasks",
-        "--data",
-        "--examples",
-        "--rivals",
-        "--statistics",
-        "--other-version",
-        "--max-steps",
-    }
-    | {"--output", "--format", "--quiet"},
+    | {"--to", "--preset", "--tasks", "--data", "--examples", "--rivals", "--statistics", "--other-version"}
+    | {"--max-steps", "--output", "--format", "--quiet"},
     "generate": SHARED | {"--model", "--device", "--dtype", "--prompt", "--max-new-tokens", "--show"},
     "explain": SHARED | {"--text", "--model", "--device", "--dtype", "--language", "--kept-ratio", "--folder"},
     "kinds": SHARED | {"--text", "--model", "--device", "--dtype", "--language", "--examples", "--folder"},

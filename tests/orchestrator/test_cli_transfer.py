@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 
 from orchestrator.cli import main
+from orchestrator.config import SearchSettings
 from orchestrator.targets import GROUPS
+from orchestrator.transfer import SearchThere
 from tasks.control_data import Episode, write_parquet
+from tests.tasks.clips import write_long_video_bench, write_mlvu
 from workers.control_model import ControlSettings
 from workers.control_training import TrainingSettings, new_controller, save_controller
 from workers.memory.pretrained import PretrainedMemory
 from workers.shapes import SHAPES
 from workers.training import new_model, save
+from workers.vision_training import new_vision_model, save_vision
 
 HERE = ("cluster.address=in-process", "examples.pool=4", "examples.per_generation=2")
 FEW = ("--examples", "2", "--rivals", "recent,h2o")
@@ -23,7 +27,7 @@ FEW = ("--examples", "2", "--rivals", "recent,h2o")
 def other_llama(tmp_path_factory):
     """An untrained model of another shape: nothing is learned from its scores."""
     folder = tmp_path_factory.mktemp("models") / "other"
-    save(new_model(5, SHAPES["wide-llama"]), folder)
+    save(new_model(5, SHAPES["narrow-llama"]), folder)
     return folder
 
 
@@ -75,7 +79,7 @@ def test_the_result_is_printed_and_written(finished_run, other_llama, tmp_path, 
 
 
 def test_a_group_of_models_is_a_table_of_its_own():
-    assert GROUPS["language"] == ("deep-llama", "wide-llama", "mqa-llama")
+    assert GROUPS["language"] == ("deep-llama", "narrow-llama", "mqa-llama")
     assert GROUPS["control"] == ("cheetah-dt",)
     assert GROUPS["vision"] == ("shapes-vlm",)
 
@@ -199,3 +203,76 @@ def test_a_missing_extra_is_named_before_anything_is_trained(module, finished_ru
     assert main(["transfer", str(finished_run.champion), "--to", "control"]) == 2
     assert "pip install 'namm-orchestrator[control]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+# --- vision -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def watcher(tmp_path_factory):
+    """An untrained vision-language model."""
+    folder = tmp_path_factory.mktemp("models") / "watcher"
+    save_vision(new_vision_model(0), folder)
+    return folder
+
+
+def test_a_memory_watches_made_up_clips_beside_one_that_was_evolved_there(
+    finished_run, watcher, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("NAMM_CACHE", str(tmp_path))
+    short = SearchThere(search=SearchSettings(population=2, generations=1), pool=2, per_generation=1)
+    monkeypatch.setattr("orchestrator.targets_vision.SearchThere", lambda: short)
+    monkeypatch.setattr("orchestrator.targets_vision.REMARK_CLIPS", 2)
+    words = ("--to", watcher, "--tasks", "shapes-24", "cluster.address=in-process", *FEW)
+    document = carried(capsys, finished_run.folder, *words)
+    assert [row["statistics"] for row in document["table"]] == ["evolved", "re-estimated", "there"]
+    for row in document["table"]:
+        assert set(row["cells"]) == {"full", "namm", "one-head", "recent", "h2o"}
+        assert set(row["remarks"]) == {"redundant forgotten", "shapes forgotten"}
+        assert row["task"] == "shapes-24"
+    assert [path.name.startswith("watcher-") for path in (tmp_path / "memories").iterdir()] == [True]
+    assert carried(capsys, finished_run.folder, *words)["table"] == document["table"]  # found again
+
+
+@pytest.mark.parametrize(
+    ("suite", "write"), [("longvideobench", write_long_video_bench), ("mlvu-2_needle", write_mlvu)]
+)
+def test_a_suite_of_clips_is_asked_from_its_own_files(suite, write, finished_run, watcher, tmp_path, capsys):
+    write(tmp_path)
+    words = ("--to", watcher, "--tasks", suite, "--data", tmp_path, "cluster.address=in-process", "--rivals", "none")
+    document = carried(capsys, finished_run.folder, *words)
+    assert [row["task"] for row in document["table"]] == [suite] * 2
+    assert document["figure"] == "answered rightly, in percent"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "say with --tasks what to ask"),
+        (["--tasks", "clips"], "there is no 'clips' to ask about clips"),
+        (["--tasks", "longvideobench", "--data", "nowhere"], "it is gated (CC-BY-NC-SA-4.0)"),
+        (["--tasks", "shapes", "--rivals", "truncation"], "a clip is not cut"),
+    ],
+    ids=["nothing", "unknown", "gated", "truncation"],
+)
+def test_what_cannot_be_watched_is_one_line_and_exit_2(words, told, finished_run, watcher, capsys):
+    assert main(["transfer", str(finished_run.champion), "--to", str(watcher), *words]) == 2
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_clip_that_cannot_be_decoded_is_named_before_any_worker_starts(finished_run, watcher, tmp_path, capsys):
+    folder = write_long_video_bench(tmp_path)
+    (folder / "videos" / "v0.mp4").write_bytes(b"no video")
+    words = ["--to", str(watcher), "--tasks", "longvideobench", "--data", str(tmp_path)]
+    assert main(["transfer", str(finished_run.champion), *words]) == 2
+    assert "v0.mp4 cannot be decoded" in capsys.readouterr().err
+
+
+def test_a_missing_decoder_is_named_before_any_worker_starts(finished_run, watcher, tmp_path, monkeypatch, capsys):
+    write_long_video_bench(tmp_path)
+    monkeypatch.setitem(sys.modules, "av", None)
+    words = ["--to", str(watcher), "--tasks", "longvideobench", "--data", str(tmp_path)]
+    assert main(["transfer", str(finished_run.champion), *words]) == 2
+    assert "pip install 'namm-orchestrator[vision]'" in capsys.readouterr().err
