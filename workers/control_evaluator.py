@@ -24,12 +24,10 @@ from workers.control_model import (
 )
 from workers.decoding import Footprint
 from workers.memory.attention import memory_attached
-from workers.memory.build import build_memory
 from workers.memory.cache import MemoryCache
-from workers.memory.memory import Memory
-from workers.memory.namm import StatisticsPass
-from workers.memory.specs import NammSpec, RivalSpec
-from workers.unit import FeatureStatistics, ScoredUnit, Unit
+from workers.memory.specs import MemorySpec, RivalSpec
+from workers.unit import ScoredUnit, Unit
+from workers.unit_memory import gathered, memory_of
 
 Controller = CachedController | WindowController
 
@@ -77,7 +75,7 @@ class ControlEvaluator:
             raise ValueError(f"unknown task {unit.task!r}: this worker plays {self.environment}")
         started = time.perf_counter()
         seeds = [episode_seed(unit.split, index) for index in unit.examples] * len(unit.candidates)
-        memory, window = _memory(unit)
+        memory, window = memory_of(unit), _window_steps(unit.memory)
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             episodes = stack.enter_context(Episodes(self.environment, seeds))
@@ -99,7 +97,7 @@ class ControlEvaluator:
             peak_bytes=held.peak_bytes.numpy(),
             state_bytes=held.state_bytes.numpy(),
             seconds=time.perf_counter() - started,
-            statistics=_statistics(memory) if isinstance(memory, StatisticsPass) else None,
+            statistics=gathered(memory),
         )
 
     def _play(self, controller: Controller, episodes: Episodes, held: _Held) -> Footprint:
@@ -169,18 +167,8 @@ class _WindowHeld:
 _Held = _CacheHeld | _WindowHeld
 
 
-def _memory(unit: Unit) -> tuple[Memory, int | None]:
-    """The memory of a unit, and for ``truncation`` the steps of its window."""
-    if unit.record_statistics:
-        if not isinstance(unit.memory, NammSpec):
-            raise ValueError("statistics are gathered for an evolved memory only")
-        return StatisticsPass(unit.memory.settings), None
-    window = None
-    if isinstance(unit.memory, RivalSpec) and unit.memory.name == "truncation":
-        window = max(1, unit.memory.budget[0][0] // TOKENS_PER_STEP)
-    return build_memory(unit.memory, unit.genomes), window
-
-
-def _statistics(memory: StatisticsPass) -> FeatureStatistics:
-    moments = memory.moments
-    return FeatureStatistics(moments.count, moments.mean.cpu().numpy(), moments.variance.cpu().numpy())
+def _window_steps(memory: MemorySpec) -> int | None:
+    """Steps of the window that ``truncation`` reads anew at every step; None for what uses a cache."""
+    if isinstance(memory, RivalSpec) and memory.name == "truncation":
+        return max(1, memory.budget[0][0] // TOKENS_PER_STEP)
+    return None

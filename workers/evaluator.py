@@ -22,14 +22,13 @@ from tasks.registry import TaskSettings, build_task
 from tasks.task import CompletionExample, CompletionTask, Example, Task
 from workers.decoding import Footprint, complete, score_answers
 from workers.language_model import LanguageModel, load_language_model
-from workers.memory.build import build_memory
 from workers.memory.memory import Memory
-from workers.memory.namm import StatisticsPass
-from workers.memory.specs import MemorySpec, NammSpec, RivalSpec
+from workers.memory.specs import MemorySpec, RivalSpec
 from workers.prompts import EncodedExample, PromptEncoder, Span
 from workers.settings import ModelSettings, PromptSettings
 from workers.stopping import Stops
 from workers.unit import FeatureStatistics, ScoredUnit, Unit, join, split
+from workers.unit_memory import gathered, memory_of
 
 _logger = logging.getLogger(__name__)
 
@@ -114,11 +113,7 @@ class Evaluator:
         started = time.perf_counter()
         examples = [self._task(unit).example(unit.split, index) for index in unit.examples]
         encoded = [_shortened(unit.memory, self._encoded(unit, example)) for example in examples]
-        memory: Memory = (
-            StatisticsPass(_namm(unit.memory).settings)
-            if unit.record_statistics
-            else build_memory(unit.memory, unit.genomes)
-        )
+        memory = memory_of(unit)
         result = _Rows(unit, self.language_model)
         for columns in _groups_of_equal_shape(encoded):
             chosen = [examples[column] for column in columns]
@@ -128,8 +123,7 @@ class Evaluator:
                 self._answer(result, columns, chosen, memory, ids, shape.spans)
             else:
                 self._complete(result, columns, cast("list[CompletionExample]", chosen), memory, ids)
-        statistics = _statistics(memory) if isinstance(memory, StatisticsPass) else None
-        return result.scored(time.perf_counter() - started, statistics)
+        return result.scored(time.perf_counter() - started, gathered(memory))
 
     def _encoded(self, unit: Unit, example: Example | CompletionExample) -> EncodedExample:
         if isinstance(example, Example):
@@ -244,14 +238,3 @@ def _shortened(memory: MemorySpec, example: EncodedExample) -> EncodedExample:
     if isinstance(memory, RivalSpec) and memory.name == "truncation":
         return example.truncated(memory.budget[0][0], memory.update_every)
     return example
-
-
-def _namm(spec: MemorySpec) -> NammSpec:
-    if not isinstance(spec, NammSpec):
-        raise ValueError(f"statistics are gathered for an evolved memory, not for {spec.name!r}")
-    return spec
-
-
-def _statistics(memory: StatisticsPass) -> FeatureStatistics:
-    moments = memory.moments
-    return FeatureStatistics(moments.count, moments.mean.cpu().numpy(), moments.variance.cpu().numpy())

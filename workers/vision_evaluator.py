@@ -18,12 +18,10 @@ from tasks.video_frames import read_frames
 from tasks.video_shapes import ShapeClips
 from workers.decoding import Footprint
 from workers.memory.attention import memory_attached
-from workers.memory.build import build_memory
 from workers.memory.cache import MemoryCache
 from workers.memory.memory import Memory
-from workers.memory.namm import StatisticsPass
-from workers.memory.specs import NammSpec
-from workers.unit import FeatureStatistics, ScoredUnit, Unit
+from workers.unit import ScoredUnit, Unit
+from workers.unit_memory import gathered, memory_of
 from workers.vision_model import VisionModel, letter_probabilities, load_vision_model
 
 
@@ -84,7 +82,7 @@ class VisionEvaluator:
             raise ValueError(f"unknown task {unit.task!r}: this worker has {', '.join(sorted(self.tasks))}")
         started = time.perf_counter()
         copies, columns = len(unit.candidates), len(unit.examples)
-        memory = self._memory(unit)
+        memory = memory_of(unit)
         examples = [example_of(self.tasks[unit.task], unit.split, index) for index in unit.examples]
         inputs = [self.vision.inputs(*example) for example in examples]
         rows: dict[str, npt.NDArray[np.float64]] = {}
@@ -110,7 +108,7 @@ class VisionEvaluator:
             peak_bytes=flat["peak_bytes"].astype(np.int64),
             state_bytes=flat["state_bytes"].astype(np.int64),
             seconds=time.perf_counter() - started,
-            statistics=_statistics(memory) if isinstance(memory, StatisticsPass) else None,
+            statistics=gathered(memory),
         )
 
     def read(self, memory: Memory, batch: Mapping[str, Tensor], copies: int = 1) -> tuple[Tensor, Footprint]:
@@ -146,13 +144,6 @@ class VisionEvaluator:
             shares.append((by_frame[clip.is_redundant].mean(), by_frame[~clip.is_redundant].mean()))
         redundant, shown = np.mean(shares, axis=0)
         return float(redundant), float(shown)
-
-    def _memory(self, unit: Unit) -> Memory:
-        if not unit.record_statistics:
-            return build_memory(unit.memory, unit.genomes)
-        if not isinstance(unit.memory, NammSpec):
-            raise ValueError("statistics are gathered for an evolved memory only")
-        return StatisticsPass(unit.memory.settings)
 
 
 def example_of(task: ClipTask, split: Split, index: int) -> tuple[npt.NDArray[np.uint8], ClipQuestion]:
@@ -192,8 +183,3 @@ def _groups_of_equal_shape(inputs: Sequence[Mapping[str, Tensor]]) -> list[list[
     for column, each in enumerate(inputs):
         groups.setdefault(tuple(tuple(values.shape) for values in each.values()), []).append(column)
     return list(groups.values())
-
-
-def _statistics(memory: StatisticsPass) -> FeatureStatistics:
-    moments = memory.moments
-    return FeatureStatistics(moments.count, moments.mean.cpu().numpy(), moments.variance.cpu().numpy())
