@@ -54,7 +54,7 @@ def vision_target(model: str, wanted: Wanted, say: Say) -> Target:
     plan = EvaluationPlan(
         generation=0,
         examples=examples,
-        control_examples=tuple(range(STATISTICS_EXAMPLES)),
+        control_examples=tuple(range(min(_num_training(task) for task in tasks))),
         rivals=_rivals(wanted),
         units=UnitSettings(
             candidates_per_unit=1,
@@ -82,6 +82,13 @@ def vision_target(model: str, wanted: Wanted, say: Say) -> Target:
         remarks=(lambda memory: _forgotten(recipe, memory)) if is_ours else None,
         search_there=SearchThere() if is_ours else None,
     )
+
+
+def _num_training(task: ClipTask) -> int:
+    """Clips that statistics are re-estimated on, and the control's head is chosen."""
+    if isinstance(task, ShapeClips):
+        return STATISTICS_EXAMPLES
+    return min(STATISTICS_EXAMPLES, len(task.questions["train"]))
 
 
 def _rivals(wanted: Wanted) -> tuple[RivalName, ...]:

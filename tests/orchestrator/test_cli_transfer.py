@@ -220,7 +220,7 @@ def test_a_memory_watches_made_up_clips_beside_one_that_was_evolved_there(
     finished_run, watcher, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("NAMM_CACHE", str(tmp_path))
-    short = SearchThere(search=SearchSettings(population=2, generations=1), pool=2, per_generation=1)
+    short = SearchThere(search=SearchSettings(population=3, generations=1), pool=2, per_generation=1)
     monkeypatch.setattr("orchestrator.targets_vision.SearchThere", lambda: short)
     monkeypatch.setattr("orchestrator.targets_vision.REMARK_CLIPS", 2)
     words = ("--to", watcher, "--tasks", "shapes-24", "cluster.address=in-process", *FEW)

@@ -191,7 +191,7 @@ def test_a_few_steps_of_training_reduce_the_loss():
     vision, losses = new_vision_model(1), []
     settings = VisionTrainingSettings(frames=(4,), num_steps=40, batch_size=16)
     train_vision(vision, settings, lambda _step, _frames, loss, _accuracy: losses.append(loss))
-    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     assert not vision.model.training
 
 
