@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -83,4 +84,4 @@ def _evolve(
 def _folder(target: Target, memory: NammSettings, settings: SearchThere) -> Path:
     deciding = json.dumps([dict(target.settings), asdict(memory), asdict(settings)], sort_keys=True, default=str)
     digest = hashlib.sha256(deciding.encode()).hexdigest()[:12]
-    return cache_root() / "memories" / f"{target.model}-{digest}"
+    return cache_root() / "memories" / f"{re.sub('[^A-Za-z0-9_-]+', '-', Path(target.model).name)}-{digest}"
