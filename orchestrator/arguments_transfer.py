@@ -16,12 +16,12 @@ def add_transfer(commands: Commands[Parser]) -> None:
         "evolved on, with its feature statistics as evolved and as re-estimated on the new model. Small models of\n"
         "this project are trained when they are first asked for, and kept in ~/.cache/namm ($NAMM_CACHE).",
         epilog="Examples:\n"
-        "  namm transfer runs/small-seed0 --to language                  three small Llamas of other shapes\n"
+        "  namm transfer runs/small-seed0 --to language                  two small Llamas of other shapes\n"
         "  namm transfer runs/small-seed0 --to vision                    a small model that watches made-up clips\n"
         "  namm transfer runs/small-seed0 --to control                   a Decision Transformer for HalfCheetah\n"
         "  namm transfer runs/small-seed0 --to deep-llama --tasks facts_code-512 --examples 32\n"
         "  namm transfer runs/paper --to ./my-model --tasks longbench/qasper --data /data/tasks\n"
-        "  namm transfer runs/small-seed0 --to narrow-llama cluster.address=in-process --output narrow.json",
+        "  namm transfer runs/small-seed0 --to mqa-llama cluster.address=in-process --output mqa.json",
     )
     parser.add_argument(
         "memory", metavar="MEMORY", help="folder of a saved memory, or a run folder (its champion), also by address"
@@ -33,7 +33,7 @@ def add_transfer(commands: Commands[Parser]) -> None:
         "--to",
         required=True,
         metavar="MODEL,MODEL",
-        help="language (all small Llamas of other shapes), deep-llama, narrow-llama, mqa-llama; vision, shapes-vlm; "
+        help="language (all small Llamas of other shapes), deep-llama, mqa-llama; vision, shapes-vlm; "
         "control, cheetah-dt; a folder in Hugging Face format, or a hub id with its commit, ID@COMMIT",
     )
     parser.add_argument(

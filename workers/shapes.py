@@ -30,11 +30,9 @@ SMALL_LLAMA = "small-llama"
 SHAPES: Mapping[str, Shape] = MappingProxyType(
     {
         SMALL_LLAMA: Shape(),
-        # Another depth, and no sharing of KV heads.
+        # Another depth, no sharing of KV heads, positions that turn more slowly.
         "deep-llama": Shape(num_layers=4, num_kv_heads=4, rope_theta=500_000.0, num_steps=700),
-        # Another width, groups of three query heads, positions that turn more slowly.
-        "narrow-llama": Shape(num_layers=3, hidden_size=96, num_query_heads=6, rope_theta=1_000_000.0, num_steps=900),
-        # All query heads share one KV head.
+        # All query heads share one KV head, in three layers.
         "mqa-llama": Shape(num_layers=3, num_kv_heads=1, rope_theta=100_000.0, num_steps=900),
     }
 )

@@ -27,7 +27,7 @@ FEW = ("--examples", "2", "--rivals", "recent,h2o")
 def other_llama(tmp_path_factory):
     """An untrained model of another shape: nothing is learned from its scores."""
     folder = tmp_path_factory.mktemp("models") / "other"
-    save(new_model(5, SHAPES["narrow-llama"]), folder)
+    save(new_model(5, SHAPES["mqa-llama"]), folder)
     return folder
 
 
@@ -79,7 +79,7 @@ def test_the_result_is_printed_and_written(finished_run, other_llama, tmp_path, 
 
 
 def test_a_group_of_models_is_a_table_of_its_own():
-    assert GROUPS["language"] == ("deep-llama", "narrow-llama", "mqa-llama")
+    assert GROUPS["language"] == ("deep-llama", "mqa-llama")
     assert GROUPS["control"] == ("cheetah-dt",)
     assert GROUPS["vision"] == ("shapes-vlm",)
 
