@@ -215,9 +215,9 @@ class MemoryCache(Cache):
         return torch.stack([layer.held_tokens() for layer in self.layers if layer.cohorts], dim=1)
 
     def row_state_bytes(self) -> Tensor:
-        """int64 ``[B]`` on the CPU: ``state_bytes`` row by row; for batches without padding."""
+        """int64 ``[B]`` on the CPU: state of the tokens held, row by row, whoever shares the batch; without padding."""
         held = [layer.held for layer in self.layers if layer.held is not None]
-        return torch.stack([slots.row_state_bytes() for slots in held]).sum(0)
+        return torch.stack([slots.lengths.sum(-1) * slots.token_state_bytes for slots in held]).sum(0)
 
     def reset(self) -> None:
         """Forget everything, the account of bytes included."""
@@ -233,7 +233,7 @@ class MemoryCache(Cache):
 
     @property
     def spare_bytes(self) -> int:
-        """Bytes of ``cache_bytes`` that are room for tokens to come: a 32nd, and at least 32 tokens by head and layer."""
+        """Bytes of ``cache_bytes`` that are room for tokens to come: a 32nd, but at least 32 tokens."""
         return sum(held.spare_bytes for layer in self.layers for held in layer.cohorts.values())
 
     @property

@@ -75,6 +75,8 @@ class SpectralSums:
         num_left = pending - (pending - settings.hop) // settings.hop * settings.hop
         self._left = trace.new_zeros(len(lanes), num_left, trace.shape[2])
         self._num_queries = num_queries
+        self._carried = self._pending[:0]
+        """The rows behind the last complete frame of the lanes whose tile was taken in last."""
 
     def room(self, lanes: slice, queries: slice, columns: slice) -> Tensor:
         """Behind the rows that unfinished frames of these lanes still need."""
@@ -107,9 +109,9 @@ class SpectralSums:
 
     @property
     def trace(self) -> Tensor:
-        """``[B, H, K, bins + pending']``"""
-        joined = torch.cat([self._average, self._left], dim=1)
-        return joined.transpose(1, 2).unflatten(0, self._shape[:2])
+        """The new traces, ``[B, H, K, bins + pending']``."""
+        joined = torch.cat([self._average, self._left], dim=1).transpose(1, 2)
+        return joined.view(*self._shape, joined.shape[-1])
 
 
 def _fold_frames(rows: Tensor, frames: int, average: Tensor, decay: float) -> None:

@@ -112,7 +112,7 @@ def _basis(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def _attend(  # type: ignore[no-untyped-def]
+def _attend(
     queries, keys, values, output, log_sums, empty,
     query_lane, query_row, key_lane, key_row, value_lane, value_row,
     num_queries, num_slots, scale,
@@ -158,7 +158,7 @@ def _attend(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _observe(  # type: ignore[no-untyped-def]
+def _observe(
     queries, keys, log_sums, trace, observed, empty, basis, last_basis,
     query_lane, query_row, key_lane, key_row, trace_lane, trace_slot, trace_channel,
     num_queries, num_slots, scale, decay,
@@ -215,5 +215,3 @@ def _observe(  # type: ignore[no-untyped-def]
     tl.store(told[None, :] + step[:, None] * num_slots, average, mask=is_slot[None, :])
     tl.store(told + STEP * num_slots, last_average, mask=is_slot)
     tl.store(told[None, :] + (STEP + 1 + step[:, None]) * num_slots, before, mask=is_slot[None, :])
-
-

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
 LEAST_ROOM = 32
 """Tokens that fit behind the last one before all are moved: each decoded token costs a 32nd of a copy at most."""
 
@@ -188,7 +187,9 @@ class Slots:
         """Bytes of the room for more keys and values."""
         if self.buffers is None:
             return 0
-        return sum(buffer.nbytes - held.nbytes for buffer, held in zip(self.buffers, (self.keys, self.values)))
+        return sum(
+            buffer.nbytes - held.nbytes for buffer, held in zip(self.buffers[:2], (self.keys, self.values), strict=True)
+        )
 
     @property
     def state_bytes(self) -> int:
@@ -196,10 +197,10 @@ class Slots:
         positions = self.buffers[2] if self.buffers else self.positions
         return positions.nbytes + self.trace.nbytes + sum(rows.nbytes for rows in self.recent)
 
-    def row_state_bytes(self) -> Tensor:
-        """``state_bytes`` by row, int64 ``[B]`` on the CPU."""
-        rows = self.positions.shape[0]
-        return torch.full((rows,), self.state_bytes // rows)
+    @property
+    def token_state_bytes(self) -> int:
+        """Bytes of a token's position, trace and untold attention, however it is stored beside others."""
+        return 4 * (1 + self.trace.shape[-1] + self.num_recent)
 
 
 @dataclass(frozen=True)
@@ -268,9 +269,10 @@ class PackedSlots:
         """Bytes of what the memory adds: positions, places, traces and attention that it is yet to be told."""
         return self.positions.nbytes + self.place.nbytes + self.trace.nbytes + self.recent.nbytes
 
-    def row_state_bytes(self) -> Tensor:
-        """``state_bytes`` by row, int64 ``[B]`` on the CPU."""
-        return self.lengths.sum(-1) * (self.state_bytes // len(self.positions))
+    @property
+    def token_state_bytes(self) -> int:
+        """Bytes of a token's position, trace and untold attention, however it is stored beside others."""
+        return 4 * (1 + self.trace.shape[-1] + self.recent.shape[-1])
 
 
 def _lengths(empty: tuple[int, ...], num_slots: int, rows: int) -> Tensor:
@@ -278,6 +280,6 @@ def _lengths(empty: tuple[int, ...], num_slots: int, rows: int) -> Tensor:
 
 
 def _vacant(empty: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:
-    """bool ``[L, K]``: the slots before each head's first token."""
+    """Bool ``[L, K]``: the slots before each head's first token."""
     count = torch.tensor(empty, device=device)[:, None]
     return torch.arange(num_slots, device=device) < count

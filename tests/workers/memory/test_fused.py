@@ -13,18 +13,18 @@ import sys
 import pytest
 import torch
 
+from workers.memory.features import SpectralSums
 from workers.memory.options import AttentionOptions
 from workers.memory.slots import Slots
 from workers.memory.specs import NammSettings
 from workers.memory.watching import attend
-from workers.memory.features import SpectralSums
 
 SETTINGS = NammSettings(update_every=64)
 CASES = {
-    "first-block": dict(rows=1, heads=2, group=2, held=0, new=64, size=16),
-    "after-an-eviction": dict(rows=2, heads=2, group=4, held=45, new=48, size=32),
-    "one-head-a-group": dict(rows=1, heads=3, group=1, held=130, new=144, size=16),
-    "ragged": dict(rows=2, heads=2, group=2, held=70, new=32, size=16, ragged=True),
+    "first-block": {"rows": 1, "heads": 2, "group": 2, "held": 0, "new": 64, "size": 16},
+    "after-an-eviction": {"rows": 2, "heads": 2, "group": 4, "held": 45, "new": 48, "size": 32},
+    "one-head-a-group": {"rows": 1, "heads": 3, "group": 1, "held": 130, "new": 144, "size": 16},
+    "ragged": {"rows": 2, "heads": 2, "group": 2, "held": 70, "new": 32, "size": 16, "ragged": True},
 }
 
 
@@ -67,9 +67,9 @@ def differences(case: str, device: torch.device, dtype: torch.dtype) -> tuple[fl
         expected = attend(query.float(), exact, shape["held"], options, sums)
     vacant = slots.positions < 0
     trace = trace.masked_fill(vacant[..., None], 0)
-    return tuple(
-        float((ours.float() - theirs).norm() / theirs.norm()) for ours, theirs in ((output, expected), (trace, sums.trace.masked_fill(vacant[..., None], 0)))
-    )
+    expected_trace = sums.trace.masked_fill(vacant[..., None], 0)
+    pairs = ((output, expected), (trace, expected_trace))
+    return tuple(float((ours.float() - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
