@@ -27,6 +27,7 @@ from workers.memory.pretrained import PretrainedMemory
 from workers.memory.room import is_lack_of_room
 from workers.memory.support import input_device
 from workers.settings import ModelSettings
+from workers.token_text import token_spans
 
 FULL = "full"
 Show = Literal["kept", "completion"]
@@ -208,16 +209,9 @@ def heads_by_position(cache: MemoryCache, tokens: int) -> list[int]:
 
 
 def prompt_pieces(language_model: LanguageModel, prompt: str, heads: Sequence[int]) -> tuple[Piece, ...]:
-    """The prompt cut into its tokens; joined, the texts are the prompt again, but for tokenizers without offsets."""
-    tokenizer = language_model.tokenizer
-    if not tokenizer.is_fast:
-        texts = [str(tokenizer.decode([token])) for token in language_model.prompt_ids(prompt)]
-    else:
-        stops = [stop for _, stop in tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]]
-        # Blanks between words belong to no token: they go with the next one. Special tokens end at 0.
-        ends = np.maximum.accumulate(stops).tolist()
-        texts = [prompt[start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
-    return tuple(Piece(text=text, heads=count) for text, count in zip(texts, heads, strict=True))
+    """The prompt cut into its tokens; joined, the texts are the prompt again."""
+    spans = token_spans(language_model.tokenizer, prompt)
+    return tuple(Piece(text=prompt[start:stop], heads=count) for (start, stop), count in zip(spans, heads, strict=True))
 
 
 class MarkedText:

@@ -97,80 +97,56 @@ def cloud(rows: Sequence[Row]) -> Spec:
 def intervals(rows: Sequence[Row], label: str, value: str, margin: str, title: str, ours: Sequence[str]) -> Spec:
     """A point with its interval for every label, in the order of the rows; ours are blue and square."""
     is_ours = {"field": label, "oneOf": list(ours)}
-    low, high = f"datum.{value} - datum.{margin}", f"datum.{value} + datum.{margin}"
-    y = _axis(label, "", "nominal", sort=None, axis={"labelLimit": 170})
-    color = {"condition": {"test": is_ours, "value": BLUE}, "value": RED}
-    return _spec(
-        rows,
-        20 * len(rows),
-        transform=[{"calculate": low, "as": "low"}, {"calculate": high, "as": "high"}],
-        layer=[
-            {
-                "mark": {"type": "rule", "strokeWidth": 2},
-                "encoding": {
-                    "y": y,
-                    "x": _axis("low", title, axis={"format": PERCENT}),
-                    "x2": {"field": "high"},
-                    "color": color,
-                },
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-                "encoding": {
-                    "y": y,
-                    "x": _axis(value, title, axis={"format": PERCENT}),
-                    "color": color,
-                    "shape": {"condition": {"test": is_ours, "value": "square"}, "value": "circle"},
-                    "tooltip": _tooltip((label, "memory", None), (value, title, ".1%"), (margin, "±", ".1%")),
-                },
-            },
-        ],
-    )
+    encoding = {
+        "y": _axis(label, "", "nominal", sort=None, axis={"labelLimit": 170}),
+        "color": {"condition": {"test": is_ours, "value": BLUE}, "value": RED},
+    }
+    shape = {"condition": {"test": is_ours, "value": "square"}, "value": "circle"}
+    tips = _tooltip((label, "memory", None), (value, title, ".1%"), (margin, "±", ".1%"))
+    return _with_margins(rows, 20 * len(rows), (value, margin, title), encoding, {"shape": shape, "tooltip": tips})
 
 
 def survival(rows: Sequence[Row], kinds: Sequence[str], memories: Sequence[str]) -> Spec:
     """Share of the tokens of each kind that survive, with intervals, by memory: one colour and one shape each."""
-    names = {"domain": list(memories), "range": [BLUE, ORANGE, GREY, GREEN, PINK, RED][: len(memories)]}
-    shapes = {"domain": list(memories), "range": ["square", "circle", "triangle-up", "diamond", "cross", "stroke"]}
-    shapes["range"] = shapes["range"][: len(memories)]
+    names = list(memories)
+    colors = {"domain": names, "range": [BLUE, ORANGE, GREY, GREEN, PINK, RED][: len(names)]}
+    shapes = {"domain": names, "range": ["square", "circle", "triangle-up", "diamond", "cross"][: len(names)]}
+    memory = {"field": "memory_name", "type": "nominal"}
     legend = {"orient": "top", "title": None}
-    y = _axis("kind", "", "nominal", sort=list(kinds))
-    title = "share held after the last update"
-    offset = {"field": "memory_name", "type": "nominal", "sort": list(memories)}
-    color = {"field": "memory_name", "type": "nominal", "scale": names, "legend": legend}
-    low, high = "datum.survival - datum.margin", "datum.survival + datum.margin"
+    encoding = {
+        "y": _axis("kind", "", "nominal", sort=list(kinds)),
+        "yOffset": {**memory, "sort": names},
+        "color": {**memory, "scale": colors, "legend": legend},
+    }
+    shape = {**memory, "scale": shapes, "legend": legend}
+    tips = _tooltip(
+        ("memory_name", "memory", None),
+        ("kind", "kind", None),
+        ("survival", "kept", ".1%"),
+        ("margin", "±", ".1%"),
+        ("tokens", "tokens", ",d"),
+    )
+    height = (16 * len(names) + 8) * len({row["kind"] for row in rows})
+    measure = ("survival", "margin", "share held after the last update")
+    return _with_margins(rows, height, measure, encoding, {"shape": shape, "tooltip": tips})
+
+
+def _with_margins(
+    rows: Sequence[Row], height: int, measure: tuple[str, str, str], encoding: Spec, of_points: Spec
+) -> Spec:
+    """Points, each with a line as far as its margin; ``measure``: columns of both, and what they are."""
+    value, margin, title = measure
+    axis = {"axis": {"format": PERCENT}}
+    low, high = f"max(0, datum.{value} - datum.{margin})", f"datum.{value} + datum.{margin}"
+    line = {"x": _axis("low", title, **axis), "x2": {"field": "high"}, **encoding}
+    points = {"x": _axis(value, title, **axis), **encoding, **of_points}
     return _spec(
         rows,
-        (16 * len(memories) + 8) * len({row["kind"] for row in rows}),
-        transform=[{"calculate": f"max(0, {low})", "as": "low"}, {"calculate": f"min(1, {high})", "as": "high"}],
+        height,
+        transform=[{"calculate": low, "as": "low"}, {"calculate": high, "as": "high"}],
         layer=[
-            {
-                "mark": {"type": "rule", "strokeWidth": 2},
-                "encoding": {
-                    "y": y,
-                    "yOffset": offset,
-                    "x": _axis("low", title, axis={"format": PERCENT}),
-                    "x2": {"field": "high"},
-                    "color": color,
-                },
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
-                "encoding": {
-                    "y": y,
-                    "yOffset": offset,
-                    "x": _axis("survival", title, axis={"format": PERCENT}),
-                    "color": color,
-                    "shape": {"field": "memory_name", "type": "nominal", "scale": shapes, "legend": legend},
-                    "tooltip": _tooltip(
-                        ("memory_name", "memory", None),
-                        ("kind", "kind", None),
-                        ("survival", "kept", ".1%"),
-                        ("margin", "±", ".1%"),
-                        ("tokens", "tokens", ",d"),
-                    ),
-                },
-            },
+            {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": line},
+            {"mark": {"type": "point", "filled": True, "size": 75, "opacity": 1}, "encoding": points},
         ],
     )
 

@@ -76,3 +76,20 @@ def test_tokens_are_found_in_their_text(small_llama):
     assert len(spans) == len(small_llama.prompt_ids(PROMPT))
     assert spans[0] == (0, 0)  # the beginning-of-sequence token
     assert "".join(PROMPT[start:stop] for start, stop in spans) == PROMPT
+
+
+def test_a_tokenizer_without_offsets_is_followed_by_what_its_tokens_say():
+    """As old ones have none; its special token stands for no characters."""
+
+    class Slow:
+        is_fast = False
+        all_special_ids = (1,)
+
+        def __call__(self, text):
+            assert text == "the old lantern"
+            return {"input_ids": [1, 10, 11, 12]}
+
+        def decode(self, ids):
+            return {10: "the ", 11: "old", 12: " lantern"}[ids[0]]
+
+    assert token_spans(Slow(), "the old lantern") == [(0, 0), (0, 4), (4, 7), (7, 15)]
