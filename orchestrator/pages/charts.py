@@ -128,18 +128,18 @@ def survival(rows: Sequence[Row], kinds: Sequence[str], memories: Sequence[str])
     )
     height = (16 * len(names) + 8) * len({row["kind"] for row in rows})
     measure = ("survival", "margin", "share held after the last update")
-    return _with_margins(rows, height, measure, encoding, {"shape": shape, "tooltip": tips})
+    return _with_margins(rows, height, measure, encoding, {"shape": shape, "tooltip": tips}, highest=1)
 
 
 def _with_margins(
-    rows: Sequence[Row], height: int, measure: tuple[str, str, str], encoding: Spec, of_points: Spec
+    rows: Sequence[Row], height: int, measure: tuple[str, str, str], encoding: Spec, of_points: Spec, highest: int = 9
 ) -> Spec:
     """Points, each with a line as far as its margin; ``measure``: columns of both, and what they are."""
     value, margin, title = measure
-    axis = {"axis": {"format": PERCENT}}
-    low, high = f"max(0, datum.{value} - datum.{margin})", f"datum.{value} + datum.{margin}"
-    line = {"x": _axis("low", title, **axis), "x2": {"field": "high"}, **encoding}
-    points = {"x": _axis(value, title, **axis), **encoding, **of_points}
+    form = {"format": PERCENT}
+    low, high = f"max(0, datum.{value} - datum.{margin})", f"min({highest}, datum.{value} + datum.{margin})"
+    line = {"x": _axis("low", title, axis=form), "x2": {"field": "high"}, **encoding}
+    points = {"x": _axis(value, title, axis=form), **encoding, **of_points}
     return _spec(
         rows,
         height,
