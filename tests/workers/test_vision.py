@@ -7,6 +7,8 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 
 from tasks.video_shapes import ShapeClips
 from workers.errors import ModelError
+from workers.local_models import local_model
+from workers.local_vision import vision_recipe
 from workers.memory.attention import memory_attached
 from workers.memory.build import build_memory
 from workers.memory.memory import KeepAll
@@ -224,3 +226,11 @@ def test_a_model_without_the_scale_of_its_frames_says_so(tmp_path, small):
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(ModelError, match="which says how frames are scaled"):
         load_vision_model(str(tmp_path))
+
+
+def test_a_model_that_guesses_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAMM_CACHE", str(tmp_path))
+    recipe = vision_recipe("toy", VisionTrainingSettings(frames=(4,), num_steps=1, batch_size=4))
+    with pytest.raises(ModelError, match=r"toy has not learned to answer: \d+% of held-out questions are right"):
+        local_model(recipe, lambda _line: None)
+    assert list((tmp_path / "models").iterdir()) == []
