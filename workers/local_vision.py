@@ -52,8 +52,8 @@ def require_answers(name: str, vision: VisionModel, settings: VisionTrainingSett
     accuracy = heldout_accuracy(vision, settings.frames[-1])
     if accuracy < LEAST_ACCURACY:
         raise ModelError(
-            f"{name} has not learned to answer: {accuracy:.0%} of held-out questions are right, {LEAST_ACCURACY:.0%} are "
-            "needed to compare memories on it; name a vision-language model of your own with --to"
+            f"{name} has not learned to answer: {accuracy:.0%} of held-out questions are right, {LEAST_ACCURACY:.0%} "
+            "are needed to compare memories on it; name a vision-language model of your own with --to"
         )
 
 
