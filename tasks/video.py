@@ -91,7 +91,7 @@ def read_suite(suite: VideoSuite, root: Path) -> dict[str, tuple[ClipQuestion, .
 
 
 def _long_video_bench(folder: Path) -> dict[str, tuple[ClipQuestion, ...]]:
-    questions = []
+    questions: list[ClipQuestion] = []
     for row in _rows(folder / "lvb_val.json"):
         where = f"{folder / 'lvb_val.json'}, question {row.get('id')!r}"
         choices, answer = row.get("candidates"), row.get("correct_choice")
@@ -114,7 +114,8 @@ def _long_video_bench(folder: Path) -> dict[str, tuple[ClipQuestion, ...]]:
 def _mlvu(folder: Path) -> dict[str, tuple[ClipQuestion, ...]]:
     found = {}
     for task in MLVU_TASKS:
-        path, questions = folder / "json" / f"{task}.json", []
+        path = folder / "json" / f"{task}.json"
+        questions: list[ClipQuestion] = []
         for row in _rows(path):
             where = f"{path}, question {len(questions)}"
             choices, answer = row.get("candidates"), row.get("answer")

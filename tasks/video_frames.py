@@ -26,7 +26,8 @@ def frame_times(num_frames: int, num_wanted: int) -> list[int]:
     """Indices of at most ``num_wanted`` frames of ``num_frames``, evenly spread, first and last among them."""
     if num_frames <= num_wanted:
         return list(range(num_frames))
-    return np.linspace(0, num_frames - 1, num_wanted).round().astype(int).tolist()
+    spread: list[int] = np.linspace(0, num_frames - 1, num_wanted).round().astype(int).tolist()
+    return spread
 
 
 def read_frames(path: Path, num_wanted: int) -> npt.NDArray[np.uint8]:
