@@ -5,8 +5,9 @@ from copy import deepcopy
 import pytest
 import yaml
 
+from orchestrator.arguments import parse
 from orchestrator.config import load_config
-from tests.deploy.manifests import IMAGE, complaints, driver_arguments, load, pinned, project_version
+from tests.deploy.manifests import DEPLOY, IMAGE, complaints, driver_arguments, load, pinned, project_version
 
 KUBERAY, KUBERNETES = "kuberay-1.6.2.json", "kubernetes-1.36.json"
 CLAIM = "io.k8s.api.core.v1.PersistentVolumeClaim"
@@ -145,7 +146,7 @@ def test_no_container_is_root_or_may_become_it(head, gpu_workers):
         pod = group["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == 1000
-        for container in pod["containers"]:
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
@@ -158,6 +159,15 @@ def test_the_run_folder_is_on_the_claim_that_two_heads_may_mount(job, head):
     (mount,) = head["template"]["spec"]["containers"][0]["volumeMounts"]
     arguments = driver_arguments(job["spec"]["entrypoint"])
     assert arguments[arguments.index("--run") + 1].startswith(f"{mount['mountPath']}/")
+
+
+def test_the_tasks_of_the_job_are_staged_where_the_image_and_all_workers_look(head, gpu_workers):
+    (stage,) = head["template"]["spec"]["initContainers"]
+    arguments = parse(stage["command"][1:])
+    assert (stage["command"][0], arguments.action, arguments.suite) == ("namm", "fetch", "longbench")
+    assert f"NAMM_TASKS={arguments.to}\n" in (DEPLOY / "image/Dockerfile").read_text(encoding="utf-8")
+    for mounts in (stage["volumeMounts"], gpu_workers["template"]["spec"]["containers"][0]["volumeMounts"]):
+        assert any(str(arguments.to).startswith(f"{mount['mountPath']}/") for mount in mounts)
 
 
 def test_the_job_is_tried_again_and_takes_its_cluster_down_in_the_end(job):
