@@ -234,7 +234,9 @@ def test_the_small_preset_of_the_stages_evolves_a_memory_that_forgets(tmp_path, 
     monkeypatch.setenv("NAMM_TASKS", str(tmp_path))
     run = ["--run", str(tmp_path / "run"), "cluster.address=in-process", "tracking.enabled=false"]
     assert main(["evolve", "small-stages", *run, "evaluation.rivals=[recent]", "--json"]) == 0
-    rows = {(row["task"], row["name"]): row for row in json.loads(capsys.readouterr().out)["table"]}
+    capsys.readouterr()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    rows = {(row["task"], row["name"]): row for row in summary["table"]}
     tasks = ("longbench-trec", "longbench-triviaqa", "longbench-samsum")
     assert {task for task, _ in rows} == {"mean", *tasks}
     namm, recent = rows["mean", "namm"], rows["mean", "recent-head"]

@@ -190,3 +190,31 @@ def test_statistics_that_are_missing_or_there_twice_are_refused():
         merge_statistics([*full, full[0]])
     with pytest.raises(NammError, match="no feature statistics to merge"):
         merge_statistics([])
+
+
+def test_tasks_count_by_their_weights():
+    plain = losses(scored_units(), full_cache(), FitnessSettings(), POPULATION)
+    weighed = losses(scored_units(), full_cache(), FitnessSettings(weights={"qa": 3.0}), POPULATION)
+    by_task = weighed.by_task
+    np.testing.assert_allclose(weighed.ratio, (3 * by_task["qa"].ratio + by_task["code"].ratio) / 4, rtol=1e-14)
+    assert not np.array_equal(weighed.ratio, plain.ratio)
+    for task, fitness in plain.by_task.items():
+        np.testing.assert_array_equal(fitness.ratio, by_task[task].ratio)
+
+
+def test_a_draw_of_hard_examples_is_divided_by_a_tenth_of_the_whole_pool_at_least():
+    """Or one lucky answer to them would weigh more than all others together."""
+    graded = {("qa", example): 0.5 for example in range(9)} | {("qa", 9): 0.0}
+    full = FullCacheScores(exact=graded, graded=graded)
+    assert full.mean("qa", [0, 1], "graded") == 0.5
+    assert full.mean("qa", [9], "graded") == pytest.approx(0.1 * 0.45)
+    fitness = losses(scored_units(examples={"qa": (9,)}), full, FitnessSettings(score="graded"), POPULATION)
+    np.testing.assert_allclose(fitness.ratio, fitness.graded / 0.045)
+
+
+def test_raw_means_stand_beside_the_ratios_task_by_task():
+    fitness = losses(scored_units(), full_cache(), FitnessSettings(), POPULATION)
+    for name, task in fitness.by_task.items():
+        drawn = EXAMPLES[name]
+        assert task.full_cache == pytest.approx(np.mean([row_scores(name, 0, e)[1] for e in drawn]))
+        np.testing.assert_allclose(task.ratio * task.full_cache, task.graded)
