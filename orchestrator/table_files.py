@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from orchestrator import schemas
 from orchestrator.files import json_bytes
-from orchestrator.report import TableRow, headings, lines
+from orchestrator.report import MEAN, TableRow, headings, lines
 
 
 def markdown(rows: Sequence[TableRow]) -> str:
@@ -39,6 +40,37 @@ def comma_separated(rows: Sequence[TableRow]) -> str:
 def parquet(rows: Sequence[TableRow]) -> bytes:
     """All columns; what was not measured is NaN."""
     return bytes(schemas.encode(pa.Table.from_pylist([asdict(row) for row in rows])))
+
+
+def lm_eval_results(rows: Sequence[TableRow], model: str) -> dict[str, dict[str, Any]]:
+    """By memory, the tasks' scores as lm-eval's results have them, for whatever reads those.
+
+    Only rows of suites' tasks whose own score was measured; the mean over tasks is left to the reader.
+
+    Args:
+        rows: the table.
+        model: name, folder or hub id of the frozen model.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if not row.task or row.task == MEAN or math.isnan(row.exact):
+            continue
+        results = found.setdefault(
+            row.name,
+            {
+                "results": {},
+                "versions": {},
+                "n-shot": {},
+                "higher_is_better": {},
+                "n-samples": {},
+                "config": {"model": "namm", "model_args": f"pretrained={model},memory={row.name}"},
+            },
+        )
+        results["results"][row.task] = {"alias": row.task, "score,none": row.exact}
+        results["n-shot"][row.task] = 0
+        results["higher_is_better"][row.task] = {"score": True}
+        results["n-samples"][row.task] = {"effective": row.num_examples}
+    return found
 
 
 WRITERS: Mapping[str, Callable[[Mapping[str, Any], Sequence[TableRow]], bytes]] = MappingProxyType(

@@ -26,7 +26,7 @@ from orchestrator.readiness import require_layout, require_room
 from orchestrator.report import TableRow, printed, tabulate
 from orchestrator.run import evaluation_plan, evaluation_tasks, table_lengths, worker_recipe
 from orchestrator.store import Store
-from orchestrator.table_files import WRITERS, comma_separated, encoded, markdown
+from orchestrator.table_files import WRITERS, comma_separated, encoded, lm_eval_results, markdown
 from orchestrator.terminal import Answer
 from orchestrator.tracking import Tracker, check_tracking
 from tasks.task import Split
@@ -268,6 +268,8 @@ def _write(request: Request, document: Mapping[str, Any], table: Sequence[TableR
         for suffix in KEPT_FORMATS:
             path = request.folder / f"table{suffix}"
             write_atomic(path, encoded(path, document, table))
+        for name, results in lm_eval_results(table, document["model"]).items():
+            write_json_atomic(request.folder / f"lm_eval-{name}.json", results)
         write_json_atomic(request.folder / DOCUMENT, document)
 
 

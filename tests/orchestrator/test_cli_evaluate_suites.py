@@ -106,6 +106,19 @@ def test_a_folder_gets_the_table_in_every_form(staged, tmp_path, capsys):
     assert {line.count("|") for line in markdown} == {markdown[0].count("|")}
 
 
+def test_scores_are_also_kept_as_lm_eval_has_them(staged, tmp_path, capsys):
+    from lm_eval.utils import make_table
+
+    words = ["recent", "--tasks", "longbench/lcc,longbench/repobench-p", "--data", str(staged), "--examples", "2"]
+    document = evaluated(capsys, *words, "--score", "exact", "--folder", str(tmp_path / "kept"))
+    for name in ("full", "recent"):
+        results = json.loads((tmp_path / "kept" / f"lm_eval-{name}.json").read_text())
+        ours = {row["task"]: row["exact"] for row in document["table"] if row["name"] == name and row["task"] != "mean"}
+        assert {task: values["score,none"] for task, values in results["results"].items()} == ours
+        assert results["n-samples"]["longbench-lcc"] == {"effective": 2}
+        assert "|longbench-lcc" in make_table(results)
+
+
 @pytest.mark.parametrize(("name", "begins"), [("t.md", "| task |"), ("t.csv", "task,name,"), ("t.parquet", "PAR1")])
 def test_a_file_is_written_in_the_form_that_its_name_says(name, begins, staged, tmp_path, capsys):
     words = ["full", "--tasks", "choubun/wiki_qa", "--data", str(staged), "--examples", "1", "--score", "graded"]
