@@ -9,7 +9,6 @@ does all the work; everything else is learned.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,21 +24,19 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from tasks.registry import GeneratedTaskSettings, TaskKind, build_task
 from tasks.task import Example
 from tasks.words import BOS, EOS, PAD, VOCABULARY, split_text
+from workers import text_command
 from workers.curriculum import LEVELS, Batch, Curriculum, draw_batch
 from workers.language_model import without_progress_bars
 from workers.model_card import Measurement, model_card
 from workers.shapes import SHAPES, SMALL_LLAMA, Shape
 from workers.shared_retrieval import keys_shared_among_kv_heads
+from workers.training_parts import at_least, learning_rate_share, look_at_previous_token
 from workers.word_tokenizer import TOKEN_IDS, build_tokenizer
 
 MAX_LENGTH_TOKENS = 4096
 PEAK_LEARNING_RATE = 3e-3
-WARM_UP_STEPS = 50
-FINAL_LEARNING_RATE_SHARE = 0.05
 SHARED_STEPS_SHARE = 0.7
 """Share of the steps in which the KV heads of the last layer are kept to their own keys; afterwards they settle."""
-PREVIOUS_TOKEN_SHARPNESS = 5.0
-"""Logit by which the biased head prefers the previous token, per unit of the RoPE frequencies' summed cosines."""
 
 MEASURED_CASES = ((256, 8), (512, 8), (1024, 8), (2048, 8), (256, 16), (512, 16))
 """Length in tokens and number of facts of the documents whose accuracy is on the model card."""
@@ -56,7 +53,7 @@ def new_model(seed: int, shape: Shape = SHAPES[SMALL_LLAMA]) -> LlamaForCausalLM
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.data.mul_(0.5)
         layer.mlp.down_proj.weight.data.mul_(0.5)
-    _look_at_previous_token(model)
+    look_at_previous_token(model)
     return model
 
 
@@ -78,23 +75,6 @@ def _config(shape: Shape) -> LlamaConfig:
         eos_token_id=TOKEN_IDS[EOS],
         pad_token_id=TOKEN_IDS[PAD],
     )
-
-
-def _look_at_previous_token(model: LlamaForCausalLM) -> None:
-    """Biases KV head 0 of layer 0 towards the token before.
-
-    With the key bias (a, 0) in every RoPE plane and the query bias the same turned back by one position, the logit for
-    a key at distance d is a² Σ cos(frequency (d - 1)) / √head_dim, which is largest at d = 1.
-    """
-    attention = model.model.layers[0].self_attn
-    frequencies = model.model.rotary_emb.inv_freq
-    head_dim = attention.head_dim
-    length = math.sqrt(PREVIOUS_TOKEN_SHARPNESS * math.sqrt(head_dim))
-    key = torch.cat([torch.ones_like(frequencies), torch.zeros_like(frequencies)])
-    query = torch.cat([frequencies.cos(), -frequencies.sin()])
-    attention.k_proj.bias.data[:head_dim] = length * key
-    num_biased = min(2, attention.num_key_value_groups)  # query heads of KV head 0; others look at what they like
-    attention.q_proj.bias.data[: num_biased * head_dim] = length * query.repeat(num_biased)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +116,7 @@ class _Run:
 
     def step(self, step: int) -> Progress:
         for group in self._optimizer.param_groups:
-            group["lr"] = PEAK_LEARNING_RATE * _learning_rate_share(step, self._num_steps)
+            group["lr"] = PEAK_LEARNING_RATE * learning_rate_share(step, step / self._num_steps)
         level = self._curriculum.next_level(self._rng)
         loss, accuracy = _answers_loss(self._model, draw_batch(LEVELS[level], self._rng))
         self._optimizer.zero_grad(set_to_none=True)
@@ -145,12 +125,6 @@ class _Run:
         self._optimizer.step()
         self._curriculum.report(level, accuracy)
         return Progress(step=step, level=LEVELS[level].name, loss=loss.item(), accuracy=accuracy)
-
-
-def _learning_rate_share(step: int, num_steps: int) -> float:
-    warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
-    cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
-    return warm_up * (FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * cosine)
 
 
 def _answers_loss(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, float]:
@@ -225,7 +199,10 @@ def save(model: LlamaForCausalLM, folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if text_command.is_meant(given):
+        return text_command.main(given)
+    options = _parser().parse_args(given)
     torch.set_num_threads(1)  # the result must not depend on the machine's cores, and more threads are slower
     if options.eval_only is not None:
         if not (options.eval_only / "model.safetensors").is_file():
@@ -251,19 +228,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workers.training", description=__doc__)
+    parser.add_argument(
+        "--preset",
+        choices=text_command.PRESETS,
+        default="small",
+        help="small: the model of this repository; medium: one that reads real text (its own options: --preset medium "
+        "--help)",
+    )
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, metavar="DIR", help="train a model, measure it and write it here")
     place.add_argument("--eval-only", type=Path, metavar="DIR", help="measure the model in this folder, change nothing")
     counts = parser.add_argument_group("numbers")
     counts.add_argument(
         "--seed",
-        type=_at_least(0),
+        type=at_least(0),
         default=1,
         help="decides weights and documents (default: %(default)s, the seed of the model that is kept)",
     )
     counts.add_argument(
         "--steps-limit",
-        type=_at_least(1),
+        type=at_least(1),
         metavar="N",
         help="optimiser steps, over which the learning rate falls (default: the shape's, about five CPU-minutes)",
     )
@@ -272,21 +256,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     counts.add_argument(
         "--examples",
-        type=_at_least(1),
+        type=at_least(1),
         default=64,
         metavar="N",
         help="held-out examples per accuracy figure (default: %(default)s)",
     )
     return parser
-
-
-def _at_least(smallest: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"is {text!r}; give a whole number of at least {smallest}")
-        return int(text)
-
-    return number
 
 
 def _print_progress(progress: Progress) -> None:

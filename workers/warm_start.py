@@ -10,7 +10,7 @@ left to evolution.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,9 @@ class _Recorder(Memory):
     reads_attention = True
 
     def __init__(self, settings: NammSettings, updates: Sequence[int], device: torch.device) -> None:
-        self._namm = Namm(settings, torch.zeros(1, settings.genome_size, device=device), None)
+        # Whatever is fitted, the features are those of a network.
+        read = replace(settings, choice="network", offsets=False, layout=None)
+        self._namm = Namm(read, torch.zeros(1, read.genome_size, device=device), None)
         self.update_every = settings.update_every
         self.updates = tuple(updates)
         """Tokens seen at the updates to note."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config import FitnessSettings, UnitSettings
-from orchestrator.errors import NammError
+from orchestrator.errors import ConfigError, NammError
 from orchestrator.fitness import FullCacheScores, losses, merge_statistics
 from orchestrator.units import plan_units
 from tests.orchestrator.scored import KV_HEADS, LAYERS, SEEN_TOKENS, feature_pool, row_scores, score_unit
@@ -218,3 +218,22 @@ def test_raw_means_stand_beside_the_ratios_task_by_task():
         drawn = EXAMPLES[name]
         assert task.full_cache == pytest.approx(np.mean([row_scores(name, 0, e)[1] for e in drawn]))
         np.testing.assert_allclose(task.ratio * task.full_cache, task.graded)
+
+
+def test_a_price_that_rises_and_a_target_below_which_nothing_is_paid():
+    scored, full = list(scored_units()), full_cache()
+    plain = losses(scored, full, FitnessSettings(kept_price=0.4), POPULATION)
+    half = losses(scored, full, FitnessSettings(kept_price=0.4, price_ramp=10), POPULATION, generation=4)
+    done = losses(scored, full, FitnessSettings(kept_price=0.4, price_ramp=10), POPULATION, generation=30)
+    np.testing.assert_allclose(half.loss, -(plain.ratio - 0.2 * plain.kept_ratio))
+    assert np.array_equal(done.loss, plain.loss)
+
+    target = float(np.median(plain.kept_ratio))
+    aimed = losses(scored, full, FitnessSettings(kept_price=0.4, kept_target=target), POPULATION)
+    np.testing.assert_allclose(aimed.loss, -(plain.ratio - 0.4 * np.maximum(plain.kept_ratio - target, 0)))
+
+
+@pytest.mark.parametrize("wrong", [{"kept_target": 1.0}, {"price_ramp": -1}, {"kept_target": 0.2, "kept_price": 0.0}])
+def test_impossible_prices_are_named(wrong):
+    with pytest.raises(ConfigError, match=f"fitness.{next(iter(wrong))}"):
+        FitnessSettings(**{"kept_price": 0.5, **wrong})

@@ -1,0 +1,160 @@
+"""The trainer of models over real text, at a size that trains in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tasks.corpus import read_corpus
+from tests.text_model import text_tokenizer
+from workers import text_command, text_training, training
+from workers.checksum import weights_sha256
+from workers.errors import ModelError
+from workers.text_curriculum import LATEST_SHARES, LEVELS, RowMaker, TextCurriculum
+from workers.text_training import TextShape, TextTraining, train_text
+
+TINY = TextShape(
+    vocabulary=400, hidden=32, layers=1, query_heads=2, kv_heads=1, head_size=16, mlp=32, max_tokens=512,
+    tokens_per_step=1024,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def a_small_corpus(monkeypatch, tmp_path_factory):
+    """A tokenizer learned from all of the standard library takes half a minute."""
+    tokenizer = text_tokenizer(400)
+    monkeypatch.setattr(text_training, "learn_tokenizer", lambda _corpus, _shape: tokenizer)
+
+
+@pytest.fixture(scope="module")
+def maker() -> RowMaker:
+    tokenizer = text_tokenizer(400)
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    return RowMaker(read_corpus(), encode, tokenizer.bos_token_id, seed=0)
+
+
+@pytest.mark.parametrize("level", LEVELS[:4], ids=lambda level: level.name)
+def test_rows_fit_their_level_and_are_functions_of_their_place(maker, level):
+    rows = [maker.row(level, step=3, number=number) for number in range(8)]
+    assert all(len(row.ids) == len(row.weights) <= level.length for row in rows)
+    assert all(row.ids[0] == maker.bos and row.weights[0] == 0.0 for row in rows)
+    assert {weight for row in rows for weight in row.weights} <= {0.0, 0.5, 1.0}
+    assert [maker.row(level, 3, number) for number in range(7, -1, -1)] == rows[::-1]
+    assert maker.row(level, 4, 0) != rows[0]
+
+
+def test_what_counts_fully_is_an_answer_that_stands_in_the_row(maker):
+    tokenizer = text_tokenizer(400)
+    row = maker.row(LEVELS[0], 0, 0)
+    answers = [[]]
+    for token, weight in zip(row.ids, row.weights, strict=True):
+        if weight == 1.0:
+            answers[-1].append(token)
+        elif answers[-1]:
+            answers.append([])
+    text = tokenizer.decode(row.ids)
+    for answer in filter(None, answers[:-2]):
+        assert text.count(tokenizer.decode(answer)) >= 2, "once in the list, once as an answer"
+
+
+def test_the_curriculum_moves_on_when_a_level_is_mastered_or_time_is_up():
+    curriculum = TextCurriculum()
+    for _ in range(4):
+        curriculum.report(0, 0.9)
+    assert curriculum.reached == 1
+    curriculum.report(0, 1.0)
+    assert curriculum.reached == 1, "an earlier level says nothing about this one"
+    rng = np.random.default_rng(0)
+    assert curriculum.next_level(rng, share=LATEST_SHARES[2]) <= 3
+    assert curriculum.reached == 3
+    drawn = [curriculum.next_level(rng, share=0.11) for _ in range(400)]
+    assert 60 < sum(level < 3 for level in drawn) < 140, "a quarter of the batches are earlier levels"
+    curriculum.next_level(rng, share=1.0)
+    assert curriculum.reached == len(LEVELS) - 1
+
+
+def test_training_by_steps_is_a_function_of_its_settings_however_often_it_is_interrupted(tmp_path, monkeypatch):
+    settings = TextTraining(shape=TINY, steps=6)
+    losses = []
+    train_text(tmp_path / "whole", settings, lambda progress: losses.append(progress.loss))
+    assert losses[-1] < losses[0]
+
+    monkeypatch.setattr(text_training, "SAVE_SECONDS", 0.0)
+    for stop in (2, 3, 5):
+
+        def interrupt(progress, stop=stop):
+            if progress.step > stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train_text(tmp_path / "parts", settings, interrupt)
+    steps = []
+    train_text(tmp_path / "parts", settings, lambda progress: steps.append(progress.step))
+    assert steps == [6], "it went on where it was saved"
+    assert weights_sha256(tmp_path / "parts") == weights_sha256(tmp_path / "whole")
+    assert not (tmp_path / "parts" / "training").exists()
+
+
+def test_processes_make_the_same_rows(tmp_path):
+    settings = TextTraining(shape=TINY, steps=2)
+    train_text(tmp_path / "one", settings, lambda _: None)
+    train_text(tmp_path / "two", dataclasses.replace(settings, processes=1), lambda _: None)
+    assert weights_sha256(tmp_path / "one") == weights_sha256(tmp_path / "two")
+
+
+def test_an_unfinished_training_of_other_settings_is_not_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_training, "SAVE_SECONDS", 0.0)
+
+    def interrupt(progress):
+        if progress.step > 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_text(tmp_path, TextTraining(shape=TINY, steps=6), interrupt)
+    with pytest.raises(
+        ModelError, match=r"holds an unfinished training with other settings \(seed\): go on with those"
+    ):
+        train_text(tmp_path, TextTraining(shape=TINY, steps=6, seed=2), interrupt)
+
+
+def test_the_command_trains_measures_and_writes_a_card(tmp_path, capsys):
+    out = tmp_path / "model"
+    arguments = ["--preset", "medium", "--out", str(out), "--steps-limit", "2", "--examples", "1"]
+    assert text_command.is_meant(arguments)
+    assert text_command.main(arguments, TINY) == 0
+    printed = capsys.readouterr().out
+    assert "step      2  100.0%" in printed
+    assert "tokens/s" in printed
+    assert "| task | 512 |" in printed
+    card = (out / "README.md").read_text()
+    assert weights_sha256(out) in card
+    assert "python -m workers.training --preset medium" in card
+    assert "| text_variable | " in card
+
+    model = AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    assert model.dtype == torch.bfloat16
+    assert tokenizer("x")["input_ids"][0] == model.config.bos_token_id
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"][0] == 2
+
+    assert training.main(["--preset", "medium", "--eval-only", str(out), "--examples", "1"]) == 0
+    assert "| text_variable | " in capsys.readouterr().out
+
+
+def test_what_cannot_be_done_is_said_in_one_line(tmp_path, capsys):
+    assert training.main(["--preset", "medium", "--eval-only", str(tmp_path)]) == 2
+    assert f"no model in {tmp_path}; train one: python -m workers.training" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        training.main(["--preset", "medium", "--out", str(tmp_path), "--minutes", "-1"])
+    assert "give a number of minutes above 0" in capsys.readouterr().err
+    assert training.main(["--preset", "medium", "--out", str(tmp_path / "m"), "--corpus", str(tmp_path / "no")]) == 2
+    assert "is no folder" in capsys.readouterr().err
+    assert not text_command.is_meant(["--preset", "small"])
