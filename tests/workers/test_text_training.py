@@ -119,9 +119,7 @@ def test_an_unfinished_training_of_other_settings_is_not_gone_on_with(tmp_path, 
 
     with pytest.raises(KeyboardInterrupt):
         train_text(tmp_path, TextTraining(shape=TINY, steps=6), interrupt)
-    with pytest.raises(
-        ModelError, match=r"holds an unfinished training with other settings \(seed\): go on with those"
-    ):
+    with pytest.raises(ModelError, match=r"unfinished training with other settings \(seed\): go on with those"):
         train_text(tmp_path, TextTraining(shape=TINY, steps=6, seed=2), interrupt)
 
 

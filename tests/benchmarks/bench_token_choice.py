@@ -1,0 +1,248 @@
+"""Which way of choosing tokens needs how many evaluations: every variant evolved for the same time, side by side.
+
+    python -m tests.benchmarks.bench_token_choice --model DIR --device cuda --seconds 290 --out runs/token-choice
+
+Every variant is a process of its own, all on one accelerator, and they share it. Fitness is reported as score ratio -
+0.5 x kept ratio for all, whatever price a variant itself was told. The mean genomes are written to ``OUT/NAME``; the
+table by task, length and rival of one of them is what ``namm evaluate OUT/NAME --model DIR --tasks ...`` prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.config import FitnessSettings, SearchSettings, UnitSettings
+from orchestrator.evaluation import EvaluationPlan, evaluate
+from orchestrator.fitness import FullCacheScores, losses, merge_statistics
+from orchestrator.search import Search
+from orchestrator.units import draw_examples, plan_units
+from tasks.corpus_task import CorpusTaskSettings
+from workers.evaluator import Evaluator, EvaluatorRecipe
+from workers.language_model import cache_layout
+from workers.memory.pretrained import PretrainedMemory
+from workers.memory.specs import NammSettings, NammSpec, Normalisation
+from workers.settings import ModelSettings
+from workers.unit import FULL_CACHE_PASS
+from workers.warm_start import WarmStartSettings, warm_start
+
+KINDS = ("text_fact_prose", "text_fact_code", "text_kv", "text_passkey", "text_variable")
+MARKS = (0.5, 0.6, 0.7, 0.75, 0.8)
+"""Fitness to reach."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is switched on."""
+
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    fitness: Mapping[str, Any] = field(default_factory=lambda: {"kept_price": 0.5})
+    is_warm: bool = False
+    needs_layout: bool = False
+
+
+VARIANTS = {
+    "published": Variant(),
+    "offsets": Variant({"offsets": True}, needs_layout=True),
+    "lookahead": Variant({"lookahead": 16}),
+    "warm": Variant(is_warm=True),
+    "target": Variant(fitness={"kept_price": 2.0, "kept_target": 0.30, "price_ramp": 20}),
+    "heads-only": Variant({"choice": "snapkv"}, needs_layout=True),
+    "heads-only-warm": Variant({"choice": "snapkv"}, needs_layout=True, is_warm=True),
+    "all": Variant({"offsets": True, "lookahead": 16}, is_warm=True, needs_layout=True),
+    "all-target": Variant(
+        {"offsets": True, "lookahead": 16},
+        fitness={"kept_price": 2.0, "kept_target": 0.30},
+        is_warm=True,
+        needs_layout=True,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The same for all variants."""
+
+    model: ModelSettings
+    out: Path
+    seconds: float
+    length: int = 2048
+    update_every: int = 256
+    population: int = 32
+    pool: int = 48
+    per_generation: int = 2
+    """Examples of each task."""
+    valid: int = 8
+    """Held-out examples of each task."""
+    seed: int = 0
+
+    @property
+    def tasks(self) -> tuple[CorpusTaskSettings, ...]:
+        return tuple(CorpusTaskSettings(kind=kind, length=self.length) for kind in KINDS)
+
+
+def settings_of(variant: Variant, plan: Plan) -> NammSettings:
+    """The memory of a variant."""
+    layout = {"layout": cache_layout(plan.model)} if variant.needs_layout else {}
+    return NammSettings(update_every=plan.update_every, heads="ragged", **variant.memory, **layout)
+
+
+def evolve(name: str, plan: Plan) -> dict[str, Any]:
+    """One variant: its history, and how its mean genome fares on held-out examples."""
+    variant = VARIANTS[name]
+    settings, fitness = settings_of(variant, plan), FitnessSettings(**variant.fitness)
+    evaluator = EvaluatorRecipe(model=plan.model, tasks=plan.tasks).build()
+    names = [task.name for task in plan.tasks]
+    units = UnitSettings(candidates_per_unit=plan.population, examples_per_unit=plan.per_generation)
+    full, spec = full_cache(evaluator, settings, names, units, plan)
+    started = time.monotonic()
+    found = warm_start(evaluator, names, settings, WarmStartSettings(steps=300), plan.seed) if variant.is_warm else None
+    search = Search(
+        SearchSettings(population=plan.population, generations=10_000),
+        settings.genome_size,
+        plan.seed,
+        None if found is None else found.genome,
+    )
+    history = []
+    while time.monotonic() - started < plan.seconds or not history:
+        begun = time.monotonic()
+        generation, genomes = search.generation, search.ask()
+        planned = plan_units(
+            generation=generation,
+            memory_name="namm",
+            memory=spec,
+            genomes=genomes,
+            examples=draw_examples(plan.seed, generation, names, plan.pool, plan.per_generation),
+            split="train",
+            settings=units,
+            score="graded",
+        )
+        result = losses([evaluator.score(unit) for unit in planned], full, fitness, plan.population, generation)
+        search.tell(result.loss)
+        common = result.ratio - 0.5 * result.kept_ratio
+        history.append({"fitness": float(np.median(common)), "seconds": time.monotonic() - begun})
+    memory = PretrainedMemory(spec, search.mean, {"variant": name, "generations": search.generation})
+    memory.save_pretrained(plan.out / name)
+    return {
+        "name": name,
+        "genome": settings.genome_size,
+        "history": history,
+        **held_out(memory, evaluator, names, plan),
+    }
+
+
+def full_cache(
+    evaluator: Evaluator, settings: NammSettings, names: Sequence[str], units: UnitSettings, plan: Plan
+) -> tuple[FullCacheScores, NammSpec]:
+    """Scores and feature statistics of the pool."""
+    scored = [
+        evaluator.score(unit)
+        for unit in plan_units(
+            generation=FULL_CACHE_PASS,
+            memory_name="full",
+            memory=NammSpec(settings=settings),
+            genomes=np.zeros((1, settings.genome_size), np.float32),
+            examples={name: tuple(range(plan.pool)) for name in names},
+            split="train",
+            settings=units,
+            score="graded",
+            record_statistics=True,
+        )
+    ]
+    statistics = merge_statistics(scored)
+    normalisation = Normalisation(tuple(statistics.mean.tolist()), tuple(statistics.variance.tolist()))
+    return FullCacheScores.from_units(scored), NammSpec(settings=settings, normalisation=normalisation)
+
+
+def held_out(memory: PretrainedMemory, evaluator: Evaluator, names: Sequence[str], plan: Plan) -> dict[str, Any]:
+    """Means over the tasks, of the memory, the full cache, and SnapKV that holds as much in every head."""
+    results = evaluate(
+        memory,
+        EvaluationPlan(
+            generation=1,
+            examples={name: tuple(range(plan.valid)) for name in names},
+            control_examples=(0,),
+            rivals=("snapkv",),
+            units=UnitSettings(candidates_per_unit=1, examples_per_unit=8),
+            seed=plan.seed,
+            score="graded",
+            allocations=("head",),
+        ),
+        lambda units: [evaluator.score(unit) for unit in units],
+    )
+    rows = {name: [result for result in results if result.name == name] for name in ("full", "namm", "snapkv-head")}
+    return {
+        name: {key: float(np.mean([getattr(row, key) for row in found])) for key in ("exact", "graded", "kept_ratio")}
+        for name, found in rows.items()
+    }
+
+
+def evaluations_to_reach(fitness: Sequence[float], mark: float, per_generation: int) -> int | None:
+    """Evaluations (a genome on an example) until the mean of three generations' medians reaches ``mark``."""
+    for number in range(1, len(fitness) + 1):
+        if np.mean(fitness[max(0, number - 3) : number]) >= mark:
+            return number * per_generation
+    return None
+
+
+def printed(documents: Sequence[Mapping[str, Any]], plan: Plan) -> str:
+    """The table in Markdown."""
+    per_generation = plan.population * plan.per_generation * len(KINDS)
+    heads = ["variant", "genome", "evaluations", *(f"to {mark:g}" for mark in MARKS), "exact", "kept", "snapkv-head"]
+    lines = [f"| {' | '.join(heads)} |", f"|---{'|---:' * (len(heads) - 1)}|"]
+    for row in documents:
+        fitness = [entry["fitness"] for entry in row["history"]]
+        reached = [evaluations_to_reach(fitness, mark, per_generation) for mark in MARKS]
+        cells = [row["name"], f"{row['genome']:,}", f"{len(fitness) * per_generation:,}"]
+        cells += ["–" if number is None else f"{number:,}" for number in reached]
+        cells += [
+            f"{row['namm']['exact']:.3f}",
+            f"{row['namm']['kept_ratio']:.1%}",
+            f"{row['snapkv-head']['exact']:.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _work(name: str, plan: Plan) -> None:
+    document = evolve(name, plan)
+    (plan.out / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+def run(names: Sequence[str], plan: Plan) -> list[dict[str, Any]]:
+    """All variants at once; what each found, in order."""
+    plan.out.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_work, args=(name, plan)) for name in names]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [json.loads((plan.out / f"{name}.json").read_text(encoding="utf-8")) for name in names]
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a medium Llama")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=290.0, help="of evolution, for each variant")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    options = parser.parse_args()
+    dtype = "float32" if options.device == "cpu" else "bfloat16"
+    model = ModelSettings(path_or_id=options.model, device=options.device, dtype=dtype)
+    plan = Plan(model=model, out=options.out, seconds=options.seconds)
+    print(printed(run(options.variants, plan), plan))
+
+
+if __name__ == "__main__":
+    main()
