@@ -241,8 +241,7 @@ class _Run:
         while self.share < 1.0:
             started = time.monotonic()
             rng = np.random.default_rng([self._training.seed, self.step])
-            number = self.curriculum.next_level(rng, self.share)
-            number = self.curriculum.reached = min(number, len(levels) - 1) if number >= len(levels) else number
+            number = min(self.curriculum.next_level(rng, self.share), len(levels) - 1)
             level = levels[number]
             rows = make(level, self.step, max(1, self._training.shape.tokens_per_step // level.length))
             loss, accuracy = self._learn(rows)

