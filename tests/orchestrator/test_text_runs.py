@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -12,6 +13,8 @@ from tests.text_model import write_text_model
 from workers.checksum import weights_sha256
 from workers.errors import ModelError
 from workers.language_model import load_language_model
+from workers.memory.pretrained import PretrainedMemory
+from workers.memory.specs import NammSettings, NammSpec
 from workers.settings import ModelSettings
 
 
@@ -124,3 +127,15 @@ def test_a_rival_is_evaluated_on_real_text(model, capsys):
     settings = ["cluster.address=in-process", "examples.heldout=2", "evaluation.lengths=[600]"]
     assert main(["evaluate", "h2o", *tasks, *settings]) == 0
     assert "h2o" in capsys.readouterr().out
+
+
+def test_genes_of_heads_for_another_model_are_named(capsys, tmp_path, model):
+    heads = ["memory.choice=snapkv", "memory.layout=[6,3]"]
+    error = refusal(capsys, "evolve", *over_text(model, *heads), "--run", tmp_path / "run")
+    assert f"memory.layout is [6, 3], but '{model}' has 2 layers of 2 KV heads: set it to [2, 2]" in error
+    assert not (tmp_path / "run").exists()
+
+    settings = NammSettings(choice="h2o", layout=(6, 3))
+    PretrainedMemory(NammSpec(settings=settings), np.zeros(18, np.float32)).save_pretrained(tmp_path / "memory")
+    error = refusal(capsys, "evaluate", tmp_path / "memory", "--model", model, "--tasks", "text_kv-600")
+    assert "a genome that knows heads apart serves no other model" in error
