@@ -14,7 +14,7 @@ def test_a_package_that_is_not_there_is_told_with_the_extra(monkeypatch):
     for name in ["lm_eval", *(name for name in sys.modules if name.startswith("lm_eval."))]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
-        TaskError, match=r"need a package that is not installed .*pip install 'namm-orchestrator\[tasks\]'"
+        TaskError, match=r"a package is needed that is not installed .*pip install 'namm-orchestrator\[tasks\]'"
     ):
         library("lm_eval.tasks._yaml_loader")
     with pytest.raises(TaskError, match=r"pip install 'namm-orchestrator\[choubun\]'"):
