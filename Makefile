@@ -55,6 +55,7 @@ conformance: setup ## Compare with golden data of the published implementation: 
 
 bench: setup ## Benchmarks of the parts
 	$(BIN)/python -m tests.benchmarks.bench_block
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_memory
 	$(BIN)/python -m tests.benchmarks.bench_store
 	$(BIN)/python -m tests.benchmarks.bench_dispatch
 	$(BIN)/python -m tests.benchmarks.bench_fleet
