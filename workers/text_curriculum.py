@@ -6,6 +6,7 @@ A row is a function of (seed, step, number of the row, level): it can be made in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,6 +15,7 @@ import numpy as np
 from tasks.corpus import Corpus
 from tasks.corpus_task import CorpusTask, CorpusTaskKind, CorpusTaskSettings
 from tasks.documents import TextPool, Vocabulary, join_lines
+from tasks.errors import TaskError
 from tasks.text_facts import draw_value
 
 Encode = Callable[[str], list[int]]
@@ -26,6 +28,8 @@ EARLIER_LEVEL_SHARE = 0.25
 """Share of batches drawn from levels that were left, so that they are not forgotten."""
 LANGUAGE_SHARE, LANGUAGE_WEIGHT = 0.26, 0.5
 """Of rows of plain text in every batch over real text; and what their tokens count, where an answer's count 1."""
+ATTEMPTS = 8
+"""Draws of a document before plain text takes its place: long questions may not fit a short one."""
 TRAINED_KINDS: tuple[CorpusTaskKind, ...] = (
     "text_fact_prose",
     "text_fact_code",
@@ -86,9 +90,20 @@ class RowMaker:
             return self._dense(level.length, rng)
         if rng.random() < LANGUAGE_SHARE:
             return self._language(level.length, rng)
+        for _ in range(ATTEMPTS):
+            with suppress(TaskError):
+                return self._asked(level.length, rng)
+        return self._language(level.length, rng)
+
+    def _asked(self, length: int, rng: np.random.Generator) -> Row:
+        """A document with questions.
+
+        Raises:
+            TaskError: what was drawn does not fit the length.
+        """
         kind = TRAINED_KINDS[int(rng.integers(len(TRAINED_KINDS)))]
-        most = min(12, level.length // 96)
-        asked = CorpusTaskSettings(kind=kind, length=level.length, num_questions=int(rng.integers(2, most + 1)))
+        most = min(12, length // 96)
+        asked = CorpusTaskSettings(kind=kind, length=length, num_questions=int(rng.integers(2, most + 1)))
         task = CorpusTask(asked, self.corpus, lambda text: len(self.encode(text)))
         example = task.example("train", int(rng.integers(2**31)))
         pieces = [(example.prompt, 0.0)]

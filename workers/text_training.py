@@ -8,6 +8,7 @@ starts with a bias towards the previous token. An interrupted training goes on w
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -178,7 +179,9 @@ def _row_makers(maker: RowMaker, processes: int) -> Iterator[Callable[[Level, in
     if not processes:
         yield lambda level, step, count: [maker.row(level, step, number) for number in range(count)]
         return
-    with ProcessPoolExecutor(processes, initializer=_take_maker, initargs=(maker,)) as pool:
+    # Spawned, because a fork of a process that uses an accelerator may hang.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_take_maker, initargs=(maker,)) as pool:
         yield lambda level, step, count: list(pool.map(_made, [(level, step, number) for number in range(count)]))
 
 
