@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.corpus import read_corpus
+from workers.text_training import pair_tokenizer
 
 MEDIUM_LLAMA = os.environ.get("NAMM_MEDIUM_LLAMA")
 """Environment variable: the folder of a medium Llama (README). Tests on it are skipped where it is not set."""
@@ -21,26 +21,9 @@ needs_medium_llama = pytest.mark.skipif(
 
 
 def text_tokenizer(vocabulary: int = 512, num_texts: int = 20) -> PreTrainedTokenizerFast:
-    """Byte-level pairs, learned from the corpus; every line break and digit is a token of its own."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split("\n", behavior="isolated"),
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((source.text for source in read_corpus().of("train")[:num_texts]), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=8192
-    )
+    """As the trainer's, learned from a few texts of the corpus."""
+    texts = (source.text for source in read_corpus().of("train")[:num_texts])
+    return pair_tokenizer(texts, vocabulary, max_tokens=8192)
 
 
 def write_text_model(folder: Path, max_tokens: int = 8192, num_layers: int = 2, vocabulary: int = 512) -> Path:

@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -114,18 +114,24 @@ def train_text(folder: Path, training: TextTraining, report: Callable[[TextProgr
 
 
 def learn_tokenizer(corpus_folder: Path | None, shape: TextShape) -> PreTrainedTokenizerFast:
-    """Byte-level pairs of the corpus's training text; every line break and digit is a token of its own."""
+    """The pairs of the corpus's training text."""
+    texts = (source.text for source in read_corpus(corpus_folder).of("train"))
+    return pair_tokenizer(texts, shape.vocabulary, shape.max_tokens)
+
+
+def pair_tokenizer(texts: Iterable[str], vocabulary: int, max_tokens: int) -> PreTrainedTokenizerFast:
+    """Byte-level pairs learned from texts; every line break and digit is a token of its own."""
     tokenizer = Tokenizer(models.BPE())
     isolated = [pre_tokenizers.Split("\n", behavior="isolated"), pre_tokenizers.Digits(individual_digits=True)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*isolated, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=shape.vocabulary,
+        vocab_size=vocabulary,
         special_tokens=[PAD, BOS, EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((source.text for source in read_corpus(corpus_folder).of("train")), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
@@ -134,7 +140,7 @@ def learn_tokenizer(corpus_folder: Path | None, shape: TextShape) -> PreTrainedT
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
-        model_max_length=shape.max_tokens,
+        model_max_length=max_tokens,
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
