@@ -50,7 +50,8 @@ def test_llama_70b_with_its_preset(finished_run, tmp_path, capsys):
     asked = options("Meta-Llama-3-70B")
     save(new_model(0, SHAPES["deep-llama"]), tmp_path)
     # The tiny model knows 256 words: generated documents stand in for the suite.
-    words = ("--preset", asked.preset, *HERE, "--tasks", "facts_prose", "evaluation.lengths=[1024]", "--examples", 1)
+    words = ("--preset", asked.preset, *HERE, "memory.update_every=64", "prompts.max_tokens=16384")
+    words = (*words, "evaluation.lengths=[1024]", "--tasks", "facts_prose", "--examples", 1)
     document = carried(capsys, finished_run.champion, "--to", tmp_path, *words, "--rivals", "recent")
     assert [row["length"] for row in document["table"]] == [1024, 1024]
 
