@@ -45,13 +45,38 @@ with RayFleet(Recipe(), ClusterSettings(workers=2, cpus_per_worker=0.5, address=
 """
 
 
+VERSIONS = """
+import sys
+from collections import namedtuple
+import ray, ray.util.client
+from orchestrator.config import ClusterSettings
+from orchestrator.errors import FleetError
+from orchestrator.fleet import RayFleet
+from tests.orchestrator.recipes import FakeRecipe
+
+if sys.argv[2] == "ray":
+    ray.__version__ = "2.0.0"
+else:
+    sys.version_info = namedtuple("Version", "major minor micro releaselevel serial")(3, 9, 1, "final", 0)
+try:
+    with RayFleet(FakeRecipe(), ClusterSettings(address=sys.argv[1])):
+        pass
+except FleetError as error:
+    print(error)
+"""
+
+RAYS_OWN_LIMIT = ("connection timed out", "Starting Ray client server failed")
+"""What Ray says when its client server did not start a process within half a minute, as on a busy machine."""
+TRIES = 8
+
+
 def started_driver(folder, *address):
     """A driver that has workers, and their process ids.
 
     Ray's client gives a server half a minute to start a process for it, which a machine that does much else may not
     manage; it is asked again.
     """
-    for _ in range(8):
+    for _ in range(TRIES):
         driver = subprocess.Popen(
             [sys.executable, "-c", DRIVER, *address],
             cwd=folder,
@@ -64,7 +89,7 @@ def started_driver(folder, *address):
         if pids := [int(pid) for pid in driver.stdout.readline().split()]:
             return driver, pids
         _, errors = driver.communicate()
-        assert "connection timed out" in errors or "Starting Ray client server failed" in errors, errors
+        assert any(told in errors for told in RAYS_OWN_LIMIT), errors
     raise AssertionError(errors)
 
 
@@ -82,3 +107,20 @@ def test_a_driver_may_run_anywhere_and_ctrl_c_leaves_no_worker_behind(tmp_path, 
     while any(os.path.exists(f"/proc/{pid}") for pid in pids):
         assert time.monotonic() < deadline, "a worker outlives its driver"
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("library", "version"), [("ray", "2.0.0"), ("python", "3.9.1")])
+@pytest.mark.parametrize("through", ["address", "client_address"])
+def test_a_cluster_of_another_version_is_named_with_the_remedy(cluster, library, version, through):
+    """The process says of itself that it is older; it is Ray that compares."""
+    address = getattr(cluster, through)
+    for _ in range(TRIES):
+        done = subprocess.run(
+            [sys.executable, "-c", VERSIONS, address, library], capture_output=True, text=True, check=True, timeout=200
+        )
+        (line,) = done.stdout.splitlines()
+        if not any(told in line for told in RAYS_OWN_LIMIT):
+            break
+    assert line.startswith(f"cannot join the cluster {address}, which runs other versions than this process: ")
+    assert version in line
+    assert "install its versions of Ray and Python here" in line

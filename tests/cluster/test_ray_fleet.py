@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -197,41 +195,6 @@ def test_a_worker_that_fits_on_no_machine_is_refused_at_the_start(settings, chan
     with pytest.raises(FleetError, match=message), RayFleet(FakeRecipe(), dataclasses.replace(settings, **changes)):
         pass
     assert time.monotonic() - start < 60, "it would wait for ever"
-
-
-VERSIONS = """
-import sys
-from collections import namedtuple
-import ray, ray.util.client
-from orchestrator.config import ClusterSettings
-from orchestrator.errors import FleetError
-from orchestrator.fleet import RayFleet
-from tests.orchestrator.recipes import FakeRecipe
-
-if sys.argv[2] == "ray":
-    ray.__version__ = "2.0.0"
-else:
-    sys.version_info = namedtuple("Version", "major minor micro releaselevel serial")(3, 9, 1, "final", 0)
-try:
-    with RayFleet(FakeRecipe(), ClusterSettings(address=sys.argv[1])):
-        pass
-except FleetError as error:
-    print(error)
-"""
-
-
-@pytest.mark.parametrize(("library", "version"), [("ray", "2.0.0"), ("python", "3.9.1")])
-@pytest.mark.parametrize("through", ["address", "client_address"])
-def test_a_cluster_of_another_version_is_named_with_the_remedy(cluster, library, version, through):
-    """The process says of itself that it is older; it is Ray that compares."""
-    address = getattr(cluster, through)
-    done = subprocess.run(
-        [sys.executable, "-c", VERSIONS, address, library], capture_output=True, text=True, check=True, timeout=200
-    )
-    (line,) = done.stdout.splitlines()
-    assert line.startswith(f"cannot join the cluster {address}, which runs other versions than this process: ")
-    assert version in line
-    assert "install its versions of Ray and Python here" in line
 
 
 def test_losing_a_machine_blames_no_unit(cluster, settings):
