@@ -155,6 +155,8 @@ class MlflowRun:
             logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the courier tells of failures, once
             from mlflow import MlflowClient
 
+            # MLflow reads the variable when it is first imported, which another part of the program may have done.
+            logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
             self._client = MlflowClient(self._uri)
         return self._client
 

@@ -39,7 +39,9 @@ def interrupted_run(folder, number, *words):
     # The table takes so long that the run cannot be over before the signal is there, however late that comes.
     long_table = ["evaluation.lengths=[256,512,1024]", "evaluation.rivals=[recent,h2o,snapkv,tova]"]
     command = [*NAMM, "evolve", "small", *TINY, *long_table, *words, "--run", str(folder)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.
+    with subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         said = ""
         while "generation 1/" not in said:
             line = process.stderr.readline()
