@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
@@ -27,8 +28,17 @@ def render(template: str, **values: Any) -> str:
 
 
 def embedded(value: Any) -> Markup:
-    """JSON to put into a script element: no text in it can end the element."""
-    return Markup(json.dumps(value, allow_nan=False, separators=(",", ":")).translate(_ESCAPES))
+    """JSON to put into a script element: no text in it can end the element. What is no finite number is null."""
+    return Markup(json.dumps(_finite(value), allow_nan=False, separators=(",", ":")).translate(_ESCAPES))
+
+
+def _finite(value: Any) -> Any:
+    """Plain values without what JSON has no word for; charts leave nulls out."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def packed(array: npt.NDArray[Any]) -> str:
