@@ -135,6 +135,7 @@ def test_a_padded_row_is_what_it_is_alone(name):
         alone = model.generate(text[None], past_key_values=single, **options)
         assert together.sequences[row, 40:].tolist() == alone.sequences[0, len(text) :].tolist()
         for ours, theirs in zip(together.logits, alone.logits, strict=True):
+            # Sums of float32 in another order, up to 1.2e-5 (Phi-3, GPT-OSS); the plain model's own bound is above.
             assert largest_difference(ours[row], theirs[0]) < 2e-5
         assert batch.held_tokens()[row].tolist() == single.held_tokens()[0].tolist()
 
