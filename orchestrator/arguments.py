@@ -11,7 +11,7 @@ from typing import get_args
 from orchestrator.arguments_analysis import ANALYSIS
 from orchestrator.arguments_tasks import add_tasks
 from orchestrator.arguments_transfer import add_transfer
-from orchestrator.parsing import Commands, Parser, add_modes, count, ratio
+from orchestrator.parsing import Commands, Parser, add_model, add_modes, count, ratio
 from workers.memory.specs import RivalName
 
 
@@ -189,6 +189,13 @@ def _add_evaluate(commands: Commands[Parser]) -> None:
         metavar="PRESET|FILE.yaml",
         help="model, tasks and cluster to use (default: the run's own for a run folder, else small)",
     )
+    _add_questions(parser)
+    _add_answer(parser)
+    add_modes(parser, quiet="show no progress", command="evaluate")
+
+
+def _add_questions(parser: Parser) -> None:
+    """What `namm evaluate` asks, of which model."""
     parser.add_argument("--model", help="another model: a folder in Hugging Face format, or a hub id, ID@COMMIT")
     parser.add_argument(
         "--tasks",
@@ -212,6 +219,10 @@ def _add_evaluate(commands: Commands[Parser]) -> None:
         help="tokens held in the end / tokens seen: by rivals alone (default: 0.25), or by memories, whose dials are "
         "turned for each length on training examples (default: as they were saved)",
     )
+
+
+def _add_answer(parser: Parser) -> None:
+    """Where `namm evaluate` keeps what it finds, and how it says it."""
     parser.add_argument(
         "--folder",
         type=Path,
@@ -223,7 +234,6 @@ def _add_evaluate(commands: Commands[Parser]) -> None:
         "--output", type=Path, metavar="FILE", help="write the table here: .json (all there is), .md, .csv or .parquet"
     )
     parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table", help="of what is printed")
-    add_modes(parser, quiet="show no progress", command="evaluate")
 
 
 def _add_generate(commands: Commands[Parser]) -> None:
@@ -238,13 +248,7 @@ def _add_generate(commands: Commands[Parser]) -> None:
         "  namm generate full --prompt prompt.txt --max-new-tokens 4",
     )
     parser.add_argument("memory", metavar="MEMORY", help="folder of a saved memory, or full for the full cache")
-    parser.add_argument(
-        "--model",
-        help="small-llama, a folder in Hugging Face format, or a hub id with its commit, ID@COMMIT "
-        "(default: the one that the memory was evolved on)",
-    )
-    parser.add_argument("--device", default="cpu", help="torch device")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
+    add_model(parser)
     parser.add_argument("--prompt", default="-", metavar="FILE", help="text to complete; - reads standard input")
     parser.add_argument("--max-new-tokens", type=count, default=32, metavar="N", help="most tokens to decode")
     parser.add_argument("--show", choices=("kept", "completion"), default="kept", help="completion: the bare text")

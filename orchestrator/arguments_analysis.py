@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.parsing import Commands, Parser, add_modes, count, ratio
+from orchestrator.parsing import Commands, Parser, add_model, add_modes, count, ratio
 from tasks.token_kinds import LANGUAGES
 
 
@@ -121,17 +121,6 @@ def add_store(commands: Commands[Parser]) -> None:
     parser.add_argument("action", choices=("describe", "compact"), help="what to do")
     parser.add_argument("folder", metavar="RUN", help="the run folder: a path, or an address like s3://bucket/folder")
     add_modes(parser, quiet=None, command="store")
-
-
-def add_model(parser: Parser) -> None:
-    """Which model reads, and where."""
-    parser.add_argument(
-        "--model",
-        help="small-llama, a folder in Hugging Face format, or a hub id with its commit, ID@COMMIT "
-        "(default: the one that the memory was evolved on)",
-    )
-    parser.add_argument("--device", default="cpu", help="torch device")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
 
 
 def add_language(parser: Parser) -> None:

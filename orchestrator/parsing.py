@@ -44,6 +44,17 @@ def add_modes(parser: argparse.ArgumentParser, *, quiet: str | None, command: st
     parser.set_defaults(command=command)
 
 
+def add_model(parser: Parser) -> None:
+    """Which model reads, and where."""
+    parser.add_argument(
+        "--model",
+        help="small-llama, a folder in Hugging Face format, or a hub id with its commit, ID@COMMIT "
+        "(default: the one that the memory was evolved on)",
+    )
+    parser.add_argument("--device", default="cpu", help="torch device")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
+
+
 def count(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
