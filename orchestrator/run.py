@@ -85,18 +85,13 @@ def run(
             pictures = _pictures(config, folder, tracker)
             if pictures is not None:
                 stack.enter_context(pictures)
-        data = data_record.describe([*config.tasks, *evaluation_tasks(config)])
-        data_record.keep(folder, data)
-        folder.write(f"{TABLES}/README.md", store_readme().encode())
-        log_tasks(data, config.tasks, evaluation_tasks(config), tracker)
-        if config.tracking.enabled:
-            log_surroundings(config, tracker, folder.desk / "tracking")
+        _describe(config, folder, tracker)
+        for record in journal.generations():  # a driver that was killed may have committed what it did not log
+            tracker.log_metrics(record.generation, record.metrics, record.timestamp_ms)
         with _timed(seconds, "warm start"):
             if config.search.warm_start:
                 fitted = warm_genome(config, folder)
                 search = Search(config.search, config.memory.genome_size, config.seed, fitted)
-        for record in journal.generations():  # a driver that was killed may have committed what it did not log
-            tracker.log_metrics(record.generation, record.metrics, record.timestamp_ms)
         parts = Parts(
             config=config,
             fleet=fleet,
@@ -120,12 +115,26 @@ def run(
             page = _report(config, folder)
         summary |= {"seconds": seconds | _seconds_by_part(journal), "mlflow": tracker.address}
         folder.write(SUMMARY, json_bytes(summary))
-        desk = _laid_out(config, folder, champion, summary, page)
-        tracker.log_artifact(desk / SUMMARY)
-        if page is not None:
-            tracker.log_artifact(desk / REPORT)
-        tracker.register_champion(desk / CHAMPION)
+        _hand_out(tracker, _laid_out(config, folder, champion, summary, page), has_report=page is not None)
     return summary
+
+
+def _describe(config: RunConfig, folder: Folder, tracker: Tracker) -> None:
+    """Put down what the run is about: its data, what its tables mean, and what it runs on."""
+    data = data_record.describe([*config.tasks, *evaluation_tasks(config)])
+    data_record.keep(folder, data)
+    folder.write(f"{TABLES}/README.md", store_readme().encode())
+    log_tasks(data, config.tasks, evaluation_tasks(config), tracker)
+    if config.tracking.enabled:
+        log_surroundings(config, tracker, folder.desk / "tracking")
+
+
+def _hand_out(tracker: Tracker, desk: Path, *, has_report: bool) -> None:
+    """Give MLflow what the run ends with."""
+    tracker.log_artifact(desk / SUMMARY)
+    if has_report:
+        tracker.log_artifact(desk / REPORT)
+    tracker.register_champion(desk / CHAMPION)
 
 
 def check(config: RunConfig, folder: Folder, *, takeover: bool = False) -> Any:
