@@ -206,16 +206,19 @@ def score_on(fleet: Fleet, report: Report, store: Store | None = None) -> ScoreU
         report: told after every unit.
         store: keeps what was scored, for a command that goes on later; None keeps it in this process.
     """
-    known: dict[str, ScoredUnit] = {}
+    known: dict[tuple[str, str, bytes], ScoredUnit] = {}
 
     def score(units: Sequence[Unit]) -> list[ScoredUnit]:
         if store is not None:
             return score_units(fleet, store, report, units)
-        missing = [unit for unit in units if unit.key not in known]
-        for done, scored in enumerate(fleet.score(missing), len(units) - len(missing) + 1):
-            known[scored.key] = scored
+        # Two memories may bear one name, like one memory at two settings of its dial.
+        wanted = [(unit.key, repr(unit.memory), unit.genomes.tobytes()) for unit in units]
+        missing = {unit.key: whole for unit, whole in zip(units, wanted, strict=True) if whole not in known}
+        new = [unit for unit in units if unit.key in missing]
+        for done, scored in enumerate(fleet.score(new), len(units) - len(new) + 1):
+            known[missing[scored.key]] = scored
             report(Progress(generation=scored.generation, units_done=done, units_total=len(units)))
-        return [known[unit.key] for unit in units]
+        return [known[whole] for whole in wanted]
 
     return score
 

@@ -29,7 +29,6 @@ from orchestrator.units import plan_units
 from tests.benchmarks.curves import Curve, picture
 from workers.memory.errors import DialError, MemoryFileError
 from workers.memory.pretrained import PretrainedMemory
-from workers.unit import ScoredUnit, Unit
 
 DEFAULT_MEMORIES = "runs/small-long-seed*/champion"
 HOW_TO_MAKE = "make evolve-long evolves three of them, or name folders of your own"
@@ -100,7 +99,7 @@ def measure(memories: dict[str, PretrainedMemory], arguments: argparse.Namespace
     ratios = np.geomspace(LOWEST, 1.0, arguments.points).tolist()
     points = []
     with fleet_for(worker_recipe(config), config.cluster) as fleet:
-        score = remembering(score_on(fleet, lambda _progress: None))
+        score = score_on(fleet, lambda _progress: None)
         for name, memory in memories.items():
             for number, threshold in enumerate(thresholds_for(memory, ratios, plan, score)):
                 turned = replace(memory, spec=replace(memory.spec, threshold=threshold))
@@ -140,20 +139,6 @@ def thresholds_for(
         np.add.at(kept, unit.candidate, unit.held_tokens.mean(axis=(1, 2)) / unit.seen_tokens)
         np.add.at(rows, unit.candidate, 1)
     return [float(np.float32(np.interp(ratio, np.maximum.accumulate(kept / rows), thresholds))) for ratio in ratios]
-
-
-def remembering(score: ScoreUnits) -> ScoreUnits:
-    """Scores each unit once: the full cache is the same for all settings, and some budgets are."""
-    known: dict[tuple[str, str, bytes], ScoredUnit] = {}
-
-    def scored(units: Sequence[Unit]) -> list[ScoredUnit]:
-        keys = [(unit.key, repr(unit.memory), unit.genomes.tobytes()) for unit in units]
-        new = {key: unit for key, unit in zip(keys, units, strict=True) if key not in known}
-        if new:
-            known.update(zip(new, score(list(new.values())), strict=True))
-        return [known[key] for key in keys]
-
-    return scored
 
 
 def points_of(results: Sequence[Result], *, memory: str, setting: int, threshold: float) -> list[Point]:

@@ -7,9 +7,8 @@ import pytest
 
 from tests.benchmarks import dial
 from tests.benchmarks.curves import Curve, picture
-from tests.benchmarks.dial import Point, drawn, points_of, remembering, table
+from tests.benchmarks.dial import Point, drawn, points_of, table
 from tests.orchestrator.test_report import result
-from tests.orchestrator.test_units import planned
 
 
 def point(name: str, setting: int, graded_ratio: float, memory: str = "a", kept_ratio: float = 0.5) -> Point:
@@ -51,15 +50,6 @@ def test_the_picture_is_whole_and_names_every_curve():
 def test_what_a_curve_is_called_cannot_break_the_picture():
     curve = Curve("<&>", *([[0.1, 1.0]] * 4))
     assert ElementTree.fromstring(picture([curve], title="<", x_label="&", y_label='"')) is not None
-
-
-def test_a_unit_is_scored_once():
-    calls = []
-    score = remembering(lambda units: calls.append(len(units)) or [f"scored {unit.key}" for unit in units])
-    units = planned()
-    assert score(units) == [f"scored {unit.key}" for unit in units]
-    assert score(units[::-1]) == [f"scored {unit.key}" for unit in units[::-1]]
-    assert calls == [len(units)]
 
 
 @pytest.mark.parametrize(("words", "told"), [([], "make evolve-long"), (["nowhere"], "there is no memory in nowhere")])

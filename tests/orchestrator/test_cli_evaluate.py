@@ -3,10 +3,17 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from orchestrator.cli import main
+from orchestrator.commands.evaluate import score_on
+from orchestrator.config import load_config
+from orchestrator.fleet import fleet_for
+from orchestrator.run import worker_recipe
+from orchestrator.units import plan_units
 from tests.orchestrator.conftest import TINY
+from workers.memory.specs import NammSpec
 
 HERE = ("cluster.address=in-process", "examples.pool=4", "examples.per_generation=2")
 
@@ -126,6 +133,27 @@ def test_a_memory_is_evaluated_as_it_was_saved_unless_told_otherwise(finished_ru
         "facts_prose-256": 0.0,
         "facts_code-256": 0.0,
     }
+
+
+def test_one_name_may_stand_for_one_memory_at_two_settings_of_its_dial():
+    config = load_config("small", TINY)
+    with fleet_for(worker_recipe(config), config.cluster) as fleet:
+        score = score_on(fleet, lambda _progress: None)
+        units = [
+            plan_units(
+                generation=0,
+                memory_name="namm",
+                memory=NammSpec(settings=config.memory, threshold=threshold),
+                genomes=np.zeros((1, config.memory.genome_size), np.float32),
+                examples={task.name: (0,) for task in config.tasks},
+                split="train",
+                settings=config.units,
+            )
+            for threshold in (100.0, -100.0)
+        ]
+        least, most, again = (score(chosen) for chosen in (*units, units[0]))
+    assert least[0].held_tokens.mean() < 0.5 * most[0].held_tokens.mean()
+    assert again[0] is least[0]
 
 
 def test_a_share_that_no_threshold_keeps_is_refused(finished_run, capsys):
