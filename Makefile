@@ -32,7 +32,7 @@ evolve-stages: setup ## The paper's three stages on made-up LongBench files (min
 	$(BIN)/namm tasks generate longbench --to runs/tasks --words --model small-llama --rows 64
 	NAMM_TASKS=runs/tasks $(BIN)/namm evolve small-stages
 
-evolve-long: setup ## The README's table: three seeds of the longer preset (10 to 20 minutes)
+evolve-long: setup ## The README's table: three seeds of the longer preset (six minutes on two cores)
 	$(BIN)/python -m tests.benchmarks.seeds --preset small-long --seeds 0 1 2
 
 test: setup lint ## Lint, types, tests that take seconds (under ten minutes in all)
