@@ -16,7 +16,7 @@ def add_transfer(commands: Commands[Parser]) -> None:
         "evolved on, with its feature statistics as evolved and as re-estimated on the new model. Small models of\n"
         "this project are trained when they are first asked for, and kept in ~/.cache/namm ($NAMM_CACHE).",
         epilog="Examples:\n"
-        "  namm transfer runs/small-seed0 --to language                  two small Llamas of other shapes\n"
+        "  namm transfer runs/small-seed0 --to language                  three small Llamas of other shapes\n"
         "  namm transfer runs/small-seed0 --to vision                    a small model that watches made-up clips\n"
         "  namm transfer runs/small-seed0 --to control                   a Decision Transformer for HalfCheetah\n"
         "  namm transfer runs/small-seed0 --to deep-llama --tasks facts_code-512 --examples 32\n"
@@ -33,7 +33,7 @@ def add_transfer(commands: Commands[Parser]) -> None:
         "--to",
         required=True,
         metavar="MODEL,MODEL",
-        help="language (all small Llamas of other shapes), deep-llama, mqa-llama; vision, shapes-vlm; "
+        help="language (all small Llamas of other shapes), deep-llama, mqa-llama, wide-llama; vision, shapes-vlm; "
         "control, cheetah-dt; a folder in Hugging Face format, or a hub id with its commit, ID@COMMIT",
     )
     parser.add_argument(

@@ -15,8 +15,8 @@ from workers.local_control import CONTROLLERS
 from workers.local_llamas import LLAMAS
 from workers.local_models import Say
 from workers.local_vision import WATCHERS
+from workers.survey import is_for_pictures
 from workers.survey import load_config as model_config
-from workers.vision_model import PROMPTS
 
 Kind = Literal["language", "vision", "control"]
 
@@ -28,11 +28,6 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 TARGETS: Mapping[Kind, Callable[[str, Wanted, Say], Target]] = MappingProxyType(
     {"language": language_target, "vision": vision_target, "control": control_target}
 )
-
-KINDS_BY_TYPE: Mapping[str, Kind] = MappingProxyType(
-    {"decision_transformer": "control", **dict.fromkeys(PROMPTS, "vision")}
-)
-"""By ``model_type``; all others are language models."""
 
 
 def models_named(what: str) -> tuple[str, ...]:
@@ -53,7 +48,9 @@ def kind_of(model: str) -> Kind:
     config = model_config(model)
     if config.is_encoder_decoder:
         raise InputError(f"--to {model}: a {config.model_type} has an encoder beside its decoder: name a decoder")
-    return KINDS_BY_TYPE.get(config.model_type, "language")
+    if config.model_type == "decision_transformer":
+        return "control"
+    return "vision" if is_for_pictures(config) else "language"
 
 
 def target_for(model: str, wanted: Wanted, say: Say) -> Target:

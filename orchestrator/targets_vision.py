@@ -41,10 +41,11 @@ def vision_target(model: str, wanted: Wanted, say: Say) -> Target:
     Raises:
         InputError, ConfigError, ModelError, TaskError: what the user can mend, found before any worker starts.
     """
+    if model not in WATCHERS:
+        require_known(model_config(model), model)
     tasks = _tasks(model, wanted)
     path, _, revision = (str(local_model(WATCHERS[model], say)) if model in WATCHERS else model).partition("@")
     require_pinned(path, revision)
-    require_known(model_config(f"{path}@{revision}" if revision else path), model)
     config = load_config(wanted.preset or PRESET, wanted.overrides)
     most = wanted.examples or EXAMPLES
     examples = {

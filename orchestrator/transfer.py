@@ -85,11 +85,11 @@ class Wanted:
 class SearchThere:
     """How a memory is evolved on the target itself, for comparison: for how long, and what for."""
 
-    search: SearchSettings = field(default_factory=lambda: SearchSettings(population=16, generations=30))
+    search: SearchSettings = field(default_factory=lambda: SearchSettings(population=16, generations=80))
     fitness: FitnessSettings = field(default_factory=lambda: FitnessSettings(score="graded", kept_price=0.35))
-    pool: int = 64
-    per_generation: int = 8
-    examples_per_unit: int = 4
+    pool: int = 128
+    per_generation: int = 16
+    examples_per_unit: int = 8
     seed: int = 0
 
 

@@ -115,8 +115,9 @@ def _copying_row(level: Level, kind: DocumentKind, rng: np.random.Generator) -> 
 class Curriculum:
     """Which level the next batch comes from."""
 
+    num_levels: int = len(LEVELS)
     reached: int = 0
-    """Index in ``LEVELS`` of the hardest level so far."""
+    """Index of the hardest level so far."""
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=4))
 
     def next_level(self, rng: np.random.Generator) -> int:
@@ -127,7 +128,7 @@ class Curriculum:
 
     def report(self, level: int, accuracy: float) -> None:
         """Moves on when the last four batches of the hardest level were mastered on average."""
-        if level != self.reached or self.reached == len(LEVELS) - 1:
+        if level != self.reached or self.reached == self.num_levels - 1:
             return
         self._recent.append(accuracy)
         if len(self._recent) == self._recent.maxlen and sum(self._recent) / len(self._recent) >= MASTERED_ACCURACY:

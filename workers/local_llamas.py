@@ -28,7 +28,7 @@ def _recipe(name: str) -> LocalRecipe:
         torch.set_num_threads(1)  # the weights must not depend on the machine's cores, and more threads are slower
         try:
             model = new_model(SEED, shape)
-            train(model, SEED, shape.num_steps, report)
+            train(model, SEED, shape.num_steps, report, shape.peak_learning_rate)
         finally:
             torch.set_num_threads(threads)
         save(model, folder)

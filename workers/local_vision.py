@@ -15,7 +15,13 @@ from workers.memory.specs import RivalSpec
 from workers.unit import Unit
 from workers.vision_evaluator import VisionEvaluator
 from workers.vision_model import VisionModel
-from workers.vision_training import VisionTrainingSettings, new_vision_model, save_vision, train_vision
+from workers.vision_training import (
+    VisionProgress,
+    VisionTrainingSettings,
+    new_vision_model,
+    save_vision,
+    train_vision,
+)
 
 SAY_EVERY_STEPS = 50
 LEAST_ACCURACY = 0.8
@@ -25,10 +31,13 @@ def vision_recipe(name: str, settings: VisionTrainingSettings) -> LocalRecipe:
     """Trains the model and writes it."""
 
     def make(folder: Path, say: Say) -> None:
-        def report(step: int, frames: int, loss: float, accuracy: float) -> None:
-            if step % SAY_EVERY_STEPS == 0:
-                done = f"step {step:,} of {settings.num_steps:,}"
-                say(f"training {name}: {done}, {frames} frames, loss {loss:.3f}, accuracy {accuracy:.2f}")
+        def report(progress: VisionProgress) -> None:
+            if progress.step % SAY_EVERY_STEPS == 0:
+                done = f"step {progress.step:,} of {settings.num_steps:,}"
+                say(
+                    f"training {name}: {done}, {progress.frames} frames, loss {progress.loss:.3f}, "
+                    f"accuracy {progress.accuracy:.2f}"
+                )
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the weights must not depend on the machine's cores, and more threads are slower
@@ -40,7 +49,7 @@ def vision_recipe(name: str, settings: VisionTrainingSettings) -> LocalRecipe:
         require_answers(name, vision, settings)
         save_vision(vision, folder)
 
-    return LocalRecipe(name=name, settings=repr(settings), version=1, train=make)
+    return LocalRecipe(name=name, settings=repr(settings), version=2, train=make)
 
 
 def require_answers(name: str, vision: VisionModel, settings: VisionTrainingSettings) -> None:
@@ -49,7 +58,7 @@ def require_answers(name: str, vision: VisionModel, settings: VisionTrainingSett
     Raises:
         ModelError: too few held-out questions are answered rightly.
     """
-    accuracy = heldout_accuracy(vision, settings.frames[-1])
+    accuracy = heldout_accuracy(vision, settings.levels[-1][0])
     if accuracy < LEAST_ACCURACY:
         raise ModelError(
             f"{name} has not learned to answer: {accuracy:.0%} of held-out questions are right, {LEAST_ACCURACY:.0%} "

@@ -86,6 +86,11 @@ def load_config(path_or_id: str) -> Any:
         )
 
 
+def is_for_pictures(config: Any) -> bool:
+    """Whether transformers knows the model of ``config`` as one that is shown pictures, and no other way."""
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
 def survey(config: Any) -> Survey:
     """Look at the model that ``config`` describes; ``config`` is changed on the way."""
     model_class = _class_for(config)

@@ -23,20 +23,17 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tasks.registry import GeneratedTaskSettings, TaskKind, build_task
 from tasks.task import Example
-from tasks.words import BOS, EOS, PAD, VOCABULARY, split_text
+from tasks.words import BOS, EOS, KEYS, PAD, VOCABULARY, split_text
 from workers import text_command
 from workers.curriculum import LEVELS, Batch, Curriculum, draw_batch
 from workers.language_model import without_progress_bars
 from workers.model_card import Measurement, model_card
-from workers.shapes import SHAPES, SMALL_LLAMA, Shape
-from workers.shared_retrieval import keys_shared_among_kv_heads
+from workers.shapes import PEAK_LEARNING_RATE, SHAPES, SMALL_LLAMA, Shape
+from workers.shared_retrieval import SHARED_STEPS_SHARE, keys_shared_among_kv_heads
 from workers.training_parts import at_least, learning_rate_share, look_at_previous_token
 from workers.word_tokenizer import TOKEN_IDS, build_tokenizer
 
 MAX_LENGTH_TOKENS = 4096
-PEAK_LEARNING_RATE = 3e-3
-SHARED_STEPS_SHARE = 0.7
-"""Share of the steps in which the KV heads of the last layer are kept to their own keys; afterwards they settle."""
 
 MEASURED_CASES = ((256, 8), (512, 8), (1024, 8), (2048, 8), (256, 16), (512, 16))
 """Length in tokens and number of facts of the documents whose accuracy is on the model card."""
@@ -89,12 +86,18 @@ class Progress:
     """Share of answer tokens predicted, 0 to 1."""
 
 
-def train(model: LlamaForCausalLM, seed: int, num_steps: int, report: Callable[[Progress], None]) -> None:
-    """Trains ``model`` in place; a function of its weights, ``seed`` and ``num_steps`` on one thread."""
-    run = _Run(model, np.random.default_rng([seed, num_steps]), num_steps)
+def train(
+    model: LlamaForCausalLM,
+    seed: int,
+    num_steps: int,
+    report: Callable[[Progress], None],
+    peak_learning_rate: float = PEAK_LEARNING_RATE,
+) -> None:
+    """Trains ``model`` in place; a function of its weights and all arguments but ``report`` on one thread."""
+    run = _Run(model, np.random.default_rng([seed, num_steps]), num_steps, peak_learning_rate)
     num_shared = round(SHARED_STEPS_SHARE * num_steps)
     model.train()
-    with keys_shared_among_kv_heads(model):
+    with keys_shared_among_kv_heads(model, [model.model.layers[-1].self_attn], [TOKEN_IDS[key] for key in KEYS]):
         for step in range(num_shared):
             report(run.step(step))
     for step in range(num_shared, num_steps):
@@ -105,18 +108,21 @@ def train(model: LlamaForCausalLM, seed: int, num_steps: int, report: Callable[[
 class _Run:
     """The state of a training run between steps."""
 
-    def __init__(self, model: LlamaForCausalLM, rng: np.random.Generator, num_steps: int) -> None:
+    def __init__(
+        self, model: LlamaForCausalLM, rng: np.random.Generator, num_steps: int, peak_learning_rate: float
+    ) -> None:
         self._model = model
         self._rng = rng
         self._num_steps = num_steps
+        self._peak_learning_rate = peak_learning_rate
         self._curriculum = Curriculum()
         self._optimizer = torch.optim.AdamW(
-            model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+            model.parameters(), lr=peak_learning_rate, betas=(0.9, 0.98), weight_decay=0.01
         )
 
     def step(self, step: int) -> Progress:
         for group in self._optimizer.param_groups:
-            group["lr"] = PEAK_LEARNING_RATE * learning_rate_share(step, step / self._num_steps)
+            group["lr"] = self._peak_learning_rate * learning_rate_share(step, step / self._num_steps)
         level = self._curriculum.next_level(self._rng)
         loss, accuracy = _answers_loss(self._model, draw_batch(LEVELS[level], self._rng))
         self._optimizer.zero_grad(set_to_none=True)
@@ -216,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shape = SHAPES[options.shape]
     num_steps = options.steps_limit or shape.num_steps
     model = new_model(options.seed, shape)
-    train(model, options.seed, num_steps, _print_progress)
+    train(model, options.seed, num_steps, _print_progress, shape.peak_learning_rate)
     cpu_seconds = time.process_time() - start_seconds
     save(model, options.out)
     measurements = measure(model, options.examples)

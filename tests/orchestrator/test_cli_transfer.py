@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from transformers import Qwen2_5_VLConfig
 
 from orchestrator.cli import main
 from orchestrator.config import SearchSettings
@@ -79,7 +80,7 @@ def test_the_result_is_printed_and_written(finished_run, other_llama, tmp_path, 
 
 
 def test_a_group_of_models_is_a_table_of_its_own():
-    assert GROUPS["language"] == ("deep-llama", "mqa-llama")
+    assert GROUPS["language"] == ("deep-llama", "mqa-llama", "wide-llama")
     assert GROUPS["control"] == ("cheetah-dt",)
     assert GROUPS["vision"] == ("shapes-vlm",)
 
@@ -259,6 +260,16 @@ def test_what_cannot_be_watched_is_one_line_and_exit_2(words, told, finished_run
     assert main(["transfer", str(finished_run.champion), "--to", str(watcher), *words]) == 2
     captured = capsys.readouterr()
     assert told in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--tasks", "mlvu"]], ids=["nothing", "suite"])
+def test_a_model_whose_positions_and_frames_are_not_known_is_refused_by_name(words, finished_run, tmp_path, capsys):
+    config = Qwen2_5_VLConfig(text_config={"hidden_size": 32, "num_hidden_layers": 1})
+    config.save_pretrained(tmp_path)
+    assert main(["transfer", str(finished_run.champion), "--to", str(tmp_path), *words]) == 2
+    captured = capsys.readouterr()
+    assert f"{tmp_path} is a qwen2_5_vl: how it takes frames is known here of llava_next_video" in captured.err
     assert captured.err.count("\n") == 1
 
 

@@ -81,10 +81,10 @@ def test_a_memory_that_keeps_everything_is_the_plain_model_for_every_shape(name)
     assert cache.held_tokens().shape == (2, SHAPES[name].num_layers, SHAPES[name].num_kv_heads)
 
 
-def test_the_shapes_differ_in_depth_heads_groups_and_rotary_base():
+def test_the_shapes_differ_in_depth_width_heads_groups_and_rotary_base():
     shapes = [shape for name, shape in SHAPES.items() if name != SMALL_LLAMA]
     assert set(LLAMAS) == set(SHAPES) - {SMALL_LLAMA}
-    for key in ("num_layers", "num_kv_heads", "rope_theta"):
+    for key in ("num_layers", "hidden_size", "num_query_heads", "num_kv_heads", "rope_theta"):
         assert any(getattr(shape, key) != getattr(SHAPES[SMALL_LLAMA], key) for shape in shapes), key
     assert len({shape.num_query_heads // shape.num_kv_heads for shape in shapes}) > 1
 

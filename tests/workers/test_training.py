@@ -131,7 +131,8 @@ def test_a_key_is_answered_through_its_own_kv_head_only_while_keys_are_shared():
     ids = torch.tensor([[1, VOCABULARY.index(KEYS[0]), VOCABULARY.index(KEYS[1]), VOCABULARY.index("river")]])
     seen: list[torch.Tensor] = []
     project = model.model.layers[1].self_attn.o_proj
-    with keys_shared_among_kv_heads(model):
+    keys = [VOCABULARY.index(key) for key in KEYS]
+    with keys_shared_among_kv_heads(model, [model.model.layers[1].self_attn], keys):
         spy = project.register_forward_pre_hook(lambda _, args: seen.append(args[0][0].unflatten(-1, (4, 32))))
         model(input_ids=ids)
         spy.remove()

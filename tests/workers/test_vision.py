@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from tasks.video_shapes import ShapeClips
+from tasks.video_shapes import SHAPES, ShapeClips
 from workers.errors import ModelError
 from workers.local_models import local_model
-from workers.local_vision import vision_recipe
+from workers.local_vision import heldout_accuracy, vision_recipe
 from workers.memory.attention import memory_attached
 from workers.memory.build import build_memory
 from workers.memory.memory import KeepAll
@@ -18,6 +18,7 @@ from workers.vision_evaluator import VisionEvaluator
 from workers.vision_model import Pixels, VisionModel, letter_probabilities, load_vision_model
 from workers.vision_training import (
     VisionTrainingSettings,
+    _batch,
     build_vision_tokenizer,
     new_vision_model,
     save_vision,
@@ -110,12 +111,12 @@ def test_frames_become_as_many_placeholders_as_the_model_makes_tokens(vision):
 
 def test_a_memory_evicts_while_the_frames_are_read_as_a_dense_mask_would_hide_them(small):
     """One forward call evicts three times: the question must find only what is held."""
-    spec = RivalSpec(name="recent", update_every=16, budget=((8, 8), (8, 8)))
+    spec = RivalSpec(name="recent", update_every=16, budget=((8, 8),) * 3)
     memory = build_memory(spec, np.zeros((1, 0), np.float32))
     inputs = batch(small, (0,))
     _, held = VisionEvaluator(small, {}).read(memory, inputs)
     num_tokens = inputs["input_ids"].shape[1]
-    assert held.held.tolist() == [[[8 + num_tokens % 16] * 2] * 2]
+    assert held.held.tolist() == [[[8 + num_tokens % 16] * 2] * 3]
 
 
 def unit(memory, genomes=None, examples=(0, 1, 2), **values):
@@ -159,13 +160,13 @@ def test_statistics_are_gathered_with_the_full_cache(small):
     spec = NammSpec(settings=NammSettings(update_every=32, hidden_size=4))
     scored = evaluator.score(unit(spec, record_statistics=True))
     assert scored.statistics is not None
-    assert scored.statistics.count == 3 * 2 * 2 * sum(range(32, int(scored.seen_tokens[0]) + 1, 32))
+    assert scored.statistics.count == 3 * 2 * 3 * sum(range(32, int(scored.seen_tokens[0]) + 1, 32))
 
 
 def test_forgotten_frames_are_counted_by_what_they_show(small):
     evaluator = VisionEvaluator(small, {})
     assert evaluator.frames_kept(KeepAll(), CLIPS, "train", (0, 1)) == (1.0, 1.0)
-    spec = RivalSpec(name="recent", update_every=16, budget=((4, 4), (4, 4)))
+    spec = RivalSpec(name="recent", update_every=16, budget=((4, 4),) * 3)
     redundant, shown = evaluator.frames_kept(build_memory(spec, np.zeros((1, 0), np.float32)), CLIPS, "train", (0, 1))
     assert 0.0 <= redundant < 0.3
     assert 0.0 <= shown < 0.5
@@ -191,10 +192,46 @@ def test_frames_of_any_size_are_fitted_and_scaled():
 
 def test_a_few_steps_of_training_reduce_the_loss():
     vision, losses = new_vision_model(1), []
-    settings = VisionTrainingSettings(frames=(4,), num_steps=40, batch_size=16)
-    train_vision(vision, settings, lambda _step, _frames, loss, _accuracy: losses.append(loss))
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    settings = VisionTrainingSettings(levels=((1, 1),), num_steps=40, most_rows=16)
+    train_vision(vision, settings, lambda progress: losses.append(progress.loss))
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
     assert not vision.model.training
+    assert not any(module._forward_pre_hooks for module in vision.model.modules())
+
+
+def test_training_is_a_function_of_its_settings():
+    trained = []
+    for seed in (3, 3, 4):
+        vision = new_vision_model(3)
+        settings = VisionTrainingSettings(levels=((2, 2),), num_steps=2, most_rows=4, seed=seed)
+        train_vision(vision, settings, lambda _: None)
+        trained.append(vision.model.lm_head.weight.detach())
+    assert torch.equal(trained[0], trained[1])
+    assert not torch.equal(trained[0], trained[2])
+
+
+def test_what_is_learned_is_the_answer_and_every_shape_once_more(small):
+    clips, rng = ShapeClips(num_frames=6, num_shapes=3), np.random.default_rng(5)
+    settings = VisionTrainingSettings(tokens_per_step=4 * 90)
+    inputs, places, letters = _batch(small, clips, settings, rng)
+    ids = inputs["input_ids"]
+    assert letters.shape == (4, 1 + 3)
+    assert torch.equal(letters, ids[:, places + 1])
+    shapes = small.tokenizer.convert_tokens_to_ids(list(SHAPES))
+    named = ids[:, places[1:]]
+    assert set(named.flatten().tolist()) <= set(shapes)
+    assert all(len(set(row)) == 3 for row in named.tolist())
+    for row, answer in enumerate(letters[:, 0].tolist()):  # the shape that was asked for has the same letter again
+        asked = next(token for token in ids[row, : places[0]].tolist() if token in shapes)
+        assert letters[row, 1 + named[row].tolist().index(asked)] == answer
+
+
+@pytest.mark.slow
+def test_a_short_training_learns_to_answer_about_short_clips():
+    vision = new_vision_model(0)
+    settings = VisionTrainingSettings(levels=((1, 1), (2, 2), (4, 4), (12, 4)), num_steps=300)
+    train_vision(vision, settings, lambda _: None)
+    assert heldout_accuracy(frozen(vision), 12) > 0.9
 
 
 def test_a_saved_model_is_loaded_as_it_was(tmp_path, small):
@@ -230,7 +267,7 @@ def test_a_model_without_the_scale_of_its_frames_says_so(tmp_path, small):
 
 def test_a_model_that_guesses_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("NAMM_CACHE", str(tmp_path))
-    recipe = vision_recipe("toy", VisionTrainingSettings(frames=(4,), num_steps=1, batch_size=4))
+    recipe = vision_recipe("toy", VisionTrainingSettings(levels=((4, 4),), num_steps=1, most_rows=4))
     with pytest.raises(ModelError, match=r"toy has not learned to answer: \d+% of held-out questions are right"):
         local_model(recipe, lambda _line: None)
     assert list((tmp_path / "models").iterdir()) == []
