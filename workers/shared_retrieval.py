@@ -46,7 +46,7 @@ def keys_shared_among_kv_heads(
     with ExitStack() as stack:
         stack.callback(model.model.register_forward_pre_hook(remember_ids, with_kwargs=True).remove)
         for attention in attentions:
-            stack.callback(attention.o_proj.register_forward_pre_hook(close_heads).remove)
+            stack.callback(attention.get_submodule("o_proj").register_forward_pre_hook(close_heads).remove)
         yield
 
 
