@@ -15,7 +15,7 @@ from orchestrator.transfer import EXACT, SearchThere, Target, Wanted
 from tasks.rows import cache_root
 from tasks.task import Split
 from tasks.video import ClipQuestion, VideoSuite, clip_tasks, read_suite
-from tasks.video_frames import read_frames, require_decoder
+from tasks.video_frames import require_clips, require_decoder
 from tasks.video_shapes import ShapeClips
 from workers.local_models import Say, local_model
 from workers.local_vision import WATCHERS
@@ -126,8 +126,7 @@ def _named(name: str, wanted: Wanted) -> list[ClipTask]:
             require_decoder()
             found = read_suite(suite, _staged(wanted))
             chosen = {task: questions for task, questions in found.items() if name in (suite, task)}
-            for questions in chosen.values():
-                read_frames(questions[0].video, 1)  # a clip that cannot be decoded, before any worker starts
+            require_clips(question.video for questions in chosen.values() for question in questions)
             return [_split(task, questions) for task, questions in chosen.items()]
     raise InputError(f"--tasks: there is no {name!r} to ask about clips: {_known()}")
 

@@ -10,7 +10,7 @@ pytest.importorskip("av")
 
 from tasks.errors import TaskError
 from tasks.video import MLVU_TASKS, Subtitle, clip_tasks, is_right, prompt, read_suite
-from tasks.video_frames import frame_times, read_frames, require_decoder, write_clip
+from tasks.video_frames import frame_times, read_frames, require_clips, require_decoder, write_clip
 from tasks.video_shapes import COLOURS, SHAPES, ShapeClips
 from tests.tasks.clips import write_long_video_bench, write_mlvu
 
@@ -160,6 +160,10 @@ def test_a_clip_that_cannot_be_decoded_is_named(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(TaskError, match=r"broken.mp4 (cannot be decoded|has no frame)"):
         read_frames(path, 4)
+    write_clip(tmp_path / "whole.mp4", ShapeClips(num_frames=4, num_shapes=1).clip("train", 0).frames)
+    require_clips([tmp_path / "whole.mp4"])
+    with pytest.raises(TaskError, match=r"broken.mp4 (cannot be decoded|has no frame)"):
+        require_clips([tmp_path / "whole.mp4", path])
 
 
 def test_a_missing_decoder_is_named(monkeypatch):
