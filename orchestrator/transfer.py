@@ -88,8 +88,8 @@ class SearchThere:
     search: SearchSettings = field(default_factory=lambda: SearchSettings(population=16, generations=80))
     fitness: FitnessSettings = field(default_factory=lambda: FitnessSettings(score="graded", kept_price=0.35))
     pool: int = 128
-    per_generation: int = 16
-    examples_per_unit: int = 8
+    per_generation: int = 8
+    examples_per_unit: int = 4
     seed: int = 0
 
 
