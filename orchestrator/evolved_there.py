@@ -1,7 +1,7 @@
 """A memory evolved on the very model that others are carried to: what could be had there with some minutes of search.
 
-The same ask, score, tell as a run, in one process and without its journal: it takes minutes, and is kept in the user's cache
-folder once it is done.
+The same ask, score, tell as a run, in one process and without its journal: it takes minutes, and is kept in the user's
+cache folder once it is done.
 """
 
 from __future__ import annotations
