@@ -31,7 +31,7 @@ REMARK_CLIPS = 32
 """Clips in which the forgotten frames are counted."""
 FRAMES = 32
 """Of a clip of a suite, as LLaVA-NeXT-Video was published with."""
-RIVALS: tuple[RivalName, ...] = ("recent", "random", "h2o", "snapkv", "tova", "l2norm")
+RIVALS: tuple[RivalName, ...] = ("recent", "random", "h2o", "snapkv", "tova", "l2norm", "truncation")
 EXAMPLES_PER_UNIT = 16
 
 
@@ -56,7 +56,7 @@ def vision_target(model: str, wanted: Wanted, say: Say) -> Target:
         generation=0,
         examples=examples,
         control_examples=tuple(range(min(_num_training(task) for task in tasks))),
-        rivals=_rivals(wanted),
+        rivals=RIVALS if wanted.rivals is None else wanted.rivals,
         units=UnitSettings(
             candidates_per_unit=1,
             examples_per_unit=EXAMPLES_PER_UNIT if isinstance(tasks[0], ShapeClips) else 1,
@@ -90,12 +90,6 @@ def _num_training(task: ClipTask) -> int:
     if isinstance(task, ShapeClips):
         return STATISTICS_EXAMPLES
     return min(STATISTICS_EXAMPLES, len(task.questions["train"]))
-
-
-def _rivals(wanted: Wanted) -> tuple[RivalName, ...]:
-    if wanted.rivals is not None and "truncation" in wanted.rivals:
-        raise InputError("--rivals truncation: a clip is not cut, it would be another one with fewer frames")
-    return RIVALS if wanted.rivals is None else wanted.rivals
 
 
 def _forgotten(recipe: VisionRecipe, memory: PretrainedMemory) -> Mapping[str, str]:

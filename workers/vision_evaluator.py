@@ -14,12 +14,13 @@ from torch import Tensor
 
 from tasks.task import Split
 from tasks.video import ClipQuestion
-from tasks.video_frames import read_frames
+from tasks.video_frames import frame_times, read_frames
 from tasks.video_shapes import ShapeClips
 from workers.decoding import Footprint
 from workers.memory.attention import memory_attached
 from workers.memory.cache import MemoryCache
 from workers.memory.memory import Memory
+from workers.memory.specs import MemorySpec, RivalSpec
 from workers.unit import ScoredUnit, Unit
 from workers.unit_memory import gathered, memory_of
 from workers.vision_model import VisionModel, letter_probabilities, load_vision_model
@@ -84,7 +85,7 @@ class VisionEvaluator:
         copies, columns = len(unit.candidates), len(unit.examples)
         memory = memory_of(unit)
         examples = [example_of(self.tasks[unit.task], unit.split, index) for index in unit.examples]
-        inputs = [self.vision.inputs(*example) for example in examples]
+        inputs = [self._inputs(unit.memory, *example) for example in examples]
         rows: dict[str, npt.NDArray[np.float64]] = {}
         for group in _groups_of_equal_shape(inputs):
             batch = {name: torch.cat([inputs[column][name] for column in group]) for name in inputs[0]}
@@ -110,6 +111,20 @@ class VisionEvaluator:
             seconds=time.perf_counter() - started,
             statistics=gathered(memory),
         )
+
+    def _inputs(self, memory: MemorySpec, frames: npt.NDArray[np.uint8], question: ClipQuestion) -> dict[str, Tensor]:
+        """What the model reads of an example: all of it, or for ``truncation`` as many frames as its bytes allow.
+
+        They are evenly spread, and as many as end at what a memory of that budget holds after the question.
+        """
+        inputs = self.vision.inputs(frames, question)
+        if not isinstance(memory, RivalSpec) or memory.name != "truncation":
+            return inputs
+        assert memory.budget is not None
+        seen = inputs["input_ids"].shape[1]
+        cut = seen - memory.budget[0][0] - seen % memory.update_every
+        fewer = max(1, len(frames) - max(0, -(-cut // self.vision.tokens_per_frame)))
+        return self.vision.inputs(frames[frame_times(len(frames), fewer)], question)
 
     def read(self, memory: Memory, batch: Mapping[str, Tensor], copies: int = 1) -> tuple[Tensor, Footprint]:
         """Logits after the last token ``[B, vocabulary]``, on the CPU, and what is held then."""

@@ -262,9 +262,8 @@ def test_a_suite_of_clips_is_asked_from_its_own_files(suite, write, finished_run
         ([], "say with --tasks what to ask"),
         (["--tasks", "clips"], "there is no 'clips' to ask about clips"),
         (["--tasks", "longvideobench", "--data", "nowhere"], "it is gated (CC-BY-NC-SA-4.0)"),
-        (["--tasks", "shapes", "--rivals", "truncation"], "a clip is not cut"),
     ],
-    ids=["nothing", "unknown", "gated", "truncation"],
+    ids=["nothing", "unknown", "gated"],
 )
 def test_what_cannot_be_watched_is_one_line_and_exit_2(words, told, finished_run, watcher, capsys):
     assert main(["transfer", str(finished_run.champion), "--to", str(watcher), *words]) == 2

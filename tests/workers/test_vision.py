@@ -172,6 +172,21 @@ def test_forgotten_frames_are_counted_by_what_they_show(small):
     assert 0.0 <= shown < 0.5
 
 
+@pytest.mark.parametrize("budget", [1, 24, 60, 63, 64, 65, 80, 1000])
+def test_a_truncated_clip_has_fewer_frames_in_as_many_bytes(small, budget):
+    spec = RivalSpec(name="truncation", update_every=16, budget=((budget,) * 2,) * 3)
+    scored = VisionEvaluator(small, {CLIPS.name: CLIPS}).score(unit(spec, examples=(0,)))
+    whole = batch(small, (0,))["input_ids"].shape[1]
+    words = whole - 12 * 4
+    assert scored.seen_tokens.tolist() == [words + 4 * frames_of(budget, whole, words)]
+    assert (scored.held_tokens == scored.seen_tokens[0]).all()
+
+
+def frames_of(budget, whole, words):
+    """The most frames whose tokens, with the words, are no more than budget and what comes after the last update."""
+    return max(1, *(n for n in range(13) if n == 0 or words + 4 * n <= budget + whole % 16))
+
+
 def test_units_of_another_task_are_refused(small):
     with pytest.raises(ValueError, match="this worker has nothing"):
         VisionEvaluator(small, {"nothing": CLIPS}).score(unit(RivalSpec(name="full")))
