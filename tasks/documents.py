@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -126,7 +126,8 @@ class TextPool:
         return Vocabulary(left, frozenset(present))
 
 
-def readable_lines(source: Source) -> list[str]:
+@lru_cache(maxsize=4096)
+def readable_lines(source: Source) -> Sequence[str]:
     """Lines without very long ones (tables of data), no more than one blank line in a row."""
     lines: list[str] = []
     for line in source.text.split("\n"):

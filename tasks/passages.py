@@ -182,7 +182,7 @@ def draw_passages(
     passages: list[list[str]] = []
     num_chars = 0
     seen: set[str] = set()
-    lines_of: dict[str, list[str]] = {}
+    lines_of: dict[str, Sequence[str]] = {}
     for _ in range(64):
         for source in sources:
             lines = lines_of[source.name] = lines_of.get(source.name) or readable_lines(source)
@@ -245,11 +245,12 @@ def next_lines(lines: Sequence[str], max_chars: int) -> Iterator[Asked]:
             yield Asked(f"Which line comes after `{line}`?", following)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def functions_of(source: Source) -> tuple[Function, ...]:
     """The functions of a file that have a docstring of a sentence and a body of a few lines.
 
-    Kept for the files used last, as a parser takes tens of milliseconds a file.
+    Kept, as a parser takes tens of milliseconds a file; for more files than the standard library has, as whoever draws
+    a few hundred documents reads all of them.
     """
     lines = source.text.split("\n")
     found = (

@@ -5,7 +5,8 @@ A row is a function of (seed, step, number of the row, level): it can be made in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -67,10 +68,15 @@ LEVELS = (
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids, and what each counts in the loss as the next token of the one before it."""
+    """Token ids, and what each counts in the loss as the next token of the one before it; arrays, as they are sent."""
 
-    ids: list[int]
-    weights: list[float]
+    ids: array[int]
+    weights: array[float]
+
+    @classmethod
+    def of(cls, ids: Iterable[int], weights: Iterable[float]) -> Row:
+        """From any numbers."""
+        return cls(array("i", ids), array("f", weights))
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,10 @@ class RowMaker:
     """Without special tokens."""
     bos: int
     seed: int
+
+    def rows(self, level: Level, step: int, numbers: Iterable[int]) -> list[Row]:
+        """Some rows of a step."""
+        return [self.row(level, step, number) for number in numbers]
 
     def row(self, level: Level, step: int, number: int) -> Row:
         """The row at a place."""
@@ -130,7 +140,7 @@ class RowMaker:
     def _language(self, length: int, rng: np.random.Generator) -> Row:
         text = join_lines(TextPool(self.corpus, "train", length).lines(rng))
         ids = self.encode(text[: 6 * length])[: length - 1]
-        return Row([self.bos, *ids], [0.0] + [LANGUAGE_WEIGHT] * len(ids))
+        return Row.of([self.bos, *ids], [0.0] + [LANGUAGE_WEIGHT] * len(ids))
 
     def _joined(self, pieces: Sequence[tuple[str, float]]) -> Row:
         ids, weights = [self.bos], [0.0]
@@ -138,7 +148,7 @@ class RowMaker:
             encoded = self.encode(text)
             ids += encoded
             weights += [weight] * len(encoded)
-        return Row(ids, weights)
+        return Row.of(ids, weights)
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -34,6 +35,11 @@ from workers.training_parts import learning_rate_share, look_at_previous_token
 MUON_LEARNING_RATE, ADAM_LEARNING_RATE, EMBEDDING_LEARNING_RATE = 0.02, 2e-3, 6e-3
 SAVE_SECONDS = 60.0
 """Between two savings of an unfinished training."""
+LINES_KEPT = 500_000
+"""With their token ids, by each process that makes rows; the standard library has about as many."""
+STEPS_AHEAD = 4
+"""Steps whose rows are asked for in advance, so that rows are made while the model learns. Their levels are chosen then
+too, by what was known of the curriculum at that step: the result does not depend on who is faster."""
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 STATE = "training"
 """Folder, in that of the model, that an unfinished training is kept in."""
@@ -100,9 +106,9 @@ def train_text(folder: Path, training: TextTraining, report: Callable[[TextProgr
         ModelError: the folder holds a training of other settings.
     """
     run = _Run(folder, training)
-    with _row_makers(run.maker, training.processes) as make:
+    with _row_makers(run.maker, training.processes) as order:
         saved = time.monotonic()
-        for progress in run.steps(make):
+        for progress in run.steps(order):
             report(progress)
             if time.monotonic() - saved > SAVE_SECONDS:
                 run.save()
@@ -179,16 +185,30 @@ def new_text_model(shape: TextShape, seed: int) -> LlamaForCausalLM:
 # One training --------------------------------------------------------------------------------------------------------
 
 
+Rows = Callable[[], list[Row]]
+"""Gives the rows of a step, once they are made."""
+
+
 @contextmanager
-def _row_makers(maker: RowMaker, processes: int) -> Iterator[Callable[[Level, int, int], list[Row]]]:
-    """A function from (level, step, number of rows) to rows; the same, in order, whoever makes them."""
+def _row_makers(maker: RowMaker, processes: int) -> Iterator[Callable[[Level, int, int], Rows]]:
+    """A function that orders (level, step, number of rows); the rows are the same, in order, whoever makes them."""
     if not processes:
-        yield lambda level, step, count: [maker.row(level, step, number) for number in range(count)]
+        yield lambda level, step, count: lambda: maker.rows(level, step, range(count))
         return
     # Spawned, because a fork of a process that uses an accelerator may hang.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_take_maker, initargs=(maker,)) as pool:
-        yield lambda level, step, count: list(pool.map(_made, [(level, step, number) for number in range(count)]))
+
+        def order(level: Level, step: int, count: int) -> Rows:
+            size = max(1, count // (2 * processes))  # short rows by the dozen: a message takes longer than such a row
+            pieces = [range(start, min(start + size, count)) for start in range(0, count, size)]
+            made = [pool.submit(_made, level, step, piece) for piece in pieces]
+            return lambda: [row for piece in made for row in piece.result()]
+
+        try:
+            yield order
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 _MAKERS: list[RowMaker] = []
@@ -199,18 +219,44 @@ def _take_maker(maker: RowMaker) -> None:
     _MAKERS[:] = [maker]
 
 
-def _made(place: tuple[Level, int, int]) -> Row:
-    return _MAKERS[0].row(*place)
+def _made(level: Level, step: int, numbers: range) -> list[Row]:
+    return _MAKERS[0].rows(level, step, numbers)
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    """Token ids of a text, special tokens left out; can be sent to other processes."""
+class LineEncoder:
+    """Token ids of a text, special tokens left out; can be sent to other processes.
 
-    tokenizer: PreTrainedTokenizerFast
+    A line break is a token of its own, so lines are encoded one by one and kept: the corpus has few, and rows many.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self._known: dict[str, list[int]] = {}
+        (self._line_break,) = self._encoded("\n")
 
     def __call__(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        """All ids, in order."""
+        first, *others = text.split("\n")
+        ids = list(self._line(first))
+        for line in others:
+            ids.append(self._line_break)
+            ids += self._line(line)
+        return ids
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the lines: every process comes to know its own."""
+        return {**self.__dict__, "_known": {}}
+
+    def _line(self, line: str) -> list[int]:
+        known = self._known.get(line)
+        if known is None:
+            if len(self._known) >= LINES_KEPT:
+                self._known.clear()
+            known = self._known[line] = self._encoded(line)
+        return known
+
+    def _encoded(self, text: str) -> list[int]:
+        return list(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 class _Run:
@@ -223,6 +269,8 @@ class _Run:
         self._identity.pop("processes")
         self.step, self.seconds = 0, 0.0
         self.curriculum = TextCurriculum()
+        self._planned: list[int] = []
+        """Levels of this step and the next ones, whose rows are asked for already."""
         saved = self._saved()
         self.tokenizer = (
             PreTrainedTokenizerFast.from_pretrained(self._state)
@@ -234,7 +282,7 @@ class _Run:
         if saved:
             self._load(saved)
         corpus = read_corpus(training.corpus)
-        self.maker = RowMaker(corpus, _Encoder(self.tokenizer), self.tokenizer.bos_token_id, training.seed)
+        self.maker = RowMaker(corpus, LineEncoder(self.tokenizer), self.tokenizer.bos_token_id, training.seed)
 
     @property
     def share(self) -> float:
@@ -243,16 +291,24 @@ class _Run:
             return min(1.0, self.seconds / (60.0 * self._training.minutes))
         return min(1.0, self.step / (self._training.steps or 1))
 
-    def steps(self, make: Callable[[Level, int, int], list[Row]]) -> Iterator[TextProgress]:
+    def steps(self, order: Callable[[Level, int, int], Rows]) -> Iterator[TextProgress]:
         """Train until it is done."""
         self.model.train()
         levels = self._training.shape.levels
+        ordered: deque[Rows] = deque()
+        self._get_ready()
+        is_ready = False
         while self.share < 1.0:
             started = time.monotonic()
-            rng = np.random.default_rng([self._training.seed, self.step])
-            number = min(self.curriculum.next_level(rng, self.share), len(levels) - 1)
-            level = levels[number]
-            rows = make(level, self.step, max(1, self._training.shape.tokens_per_step // level.length))
+            while len(self._planned) <= STEPS_AHEAD:
+                rng = np.random.default_rng([self._training.seed, self.step + len(self._planned)])
+                self._planned.append(min(self.curriculum.next_level(rng, self.share), len(levels) - 1))
+            for number in self._planned[len(ordered) :]:
+                count = max(1, self._training.shape.tokens_per_step // levels[number].length)
+                ordered.append(order(levels[number], self.step + len(ordered), count))
+            number, rows = self._planned.pop(0), ordered.popleft()()
+            if not is_ready:  # what starting the processes took is no training: the learning rate falls by the clock
+                is_ready, started = True, time.monotonic()
             loss, accuracy = self._learn(rows)
             if not np.isnan(accuracy):
                 self.curriculum.report(number, accuracy)
@@ -260,7 +316,18 @@ class _Run:
             self.step += 1
             self.seconds += seconds
             num_tokens = sum(len(row.ids) for row in rows)
-            yield TextProgress(self.step, self.share, level.name, loss, accuracy, num_tokens / seconds)
+            yield TextProgress(self.step, self.share, levels[number].name, loss, accuracy, num_tokens / seconds)
+
+    def _get_ready(self) -> None:
+        """Have the layers compiled, on rows of nothing, before the clock runs."""
+        if self._training.device == "cpu":
+            return
+        for layer in self.model.model.layers:  # one graph for all of them, of any number of rows and tokens
+            layer.compile(dynamic=True)
+        with torch.autocast(self._training.device.split(":")[0], torch.bfloat16):
+            nothing = torch.zeros((4, 160), dtype=torch.int64, device=self._training.device)
+            torch.autograd.backward(self.model.model(input_ids=nothing, use_cache=False).last_hidden_state.sum())
+        self.model.zero_grad(set_to_none=True)
 
     def _learn(self, rows: list[Row]) -> tuple[float, float]:
         for optimizer in self._optimizers:
@@ -298,6 +365,7 @@ class _Run:
         contiguous = {name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(contiguous, partial / "state.safetensors")
         document = {"step": self.step, "seconds": self.seconds, "curriculum": asdict(self.curriculum)}
+        document |= {"planned": self._planned}
         (partial / "state.json").write_text(json.dumps(document | {"identity": self._identity}), encoding="utf-8")
         self.discard()
         os.replace(partial, self._state)
@@ -336,6 +404,7 @@ class _Run:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         self.step, self.seconds = document["step"], document["seconds"]
         self.curriculum = TextCurriculum(**document["curriculum"])
+        self._planned = document.get("planned", [])
 
 
 def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
@@ -358,9 +427,10 @@ def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 def _padded(rows: list[Row], device: str) -> tuple[Tensor, Tensor]:
     """Ids int64 and weights float32, both ``[rows, longest]``, padded on the right, where nothing looks."""
     longest = max(len(row.ids) for row in rows)
-    ids = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
-    weights = torch.tensor([row.weights + [0.0] * (longest - len(row.ids)) for row in rows])
-    return ids.to(device), weights.to(device)
+    ids, weights = np.zeros((len(rows), longest), np.int64), np.zeros((len(rows), longest), np.float32)
+    for number, row in enumerate(rows):
+        ids[number, : len(row.ids)], weights[number, : len(row.ids)] = row.ids, row.weights
+    return torch.from_numpy(ids).to(device), torch.from_numpy(weights).to(device)
 
 
 def _write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

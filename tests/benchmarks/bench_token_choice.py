@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.bench_token_choice --model DIR --device cuda --seconds 290 --out runs/token-choice
 
-Every variant is a process of its own, all on one accelerator, and they share it. Fitness is reported as score ratio -
-0.5 x kept ratio for all, whatever price a variant itself was told. The mean genomes are written to ``OUT/NAME``; the
-table by task, length and rival of one of them is what ``namm evaluate OUT/NAME --model DIR --tasks ...`` prints.
+Every variant and seed is a process of its own, all on one accelerator, and they share it. Fitness is reported as score
+ratio - 0.5 x kept ratio for all, whatever price a variant itself was told. The mean genomes are written to
+``OUT/NAME-seedN``; ``bench_rivals`` compares them with every rival.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import json
 import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from orchestrator.config import FitnessSettings, SearchSettings, UnitSettings
 from orchestrator.evaluation import EvaluationPlan, evaluate
@@ -29,7 +30,7 @@ from tasks.corpus_task import CorpusTaskSettings
 from workers.evaluator import Evaluator, EvaluatorRecipe
 from workers.language_model import cache_layout
 from workers.memory.pretrained import PretrainedMemory
-from workers.memory.specs import NammSettings, NammSpec, Normalisation
+from workers.memory.specs import NammSettings, NammSpec, Normalisation, RivalName
 from workers.settings import ModelSettings
 from workers.unit import FULL_CACHE_PASS
 from workers.warm_start import WarmStartSettings, warm_start
@@ -37,6 +38,10 @@ from workers.warm_start import WarmStartSettings, warm_start
 KINDS = ("text_fact_prose", "text_fact_code", "text_kv", "text_passkey", "text_variable")
 MARKS = (0.5, 0.6, 0.7, 0.75, 0.8)
 """Fitness to reach."""
+HEAD_RIVALS: tuple[RivalName, ...] = ("snapkv", "h2o", "tova", "recent")
+"""Given the memory's own bytes in every head."""
+SAY_EVERY = 10
+"""Generations between two lines of progress."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,14 @@ VARIANTS = {
     "heads-only": Variant({"choice": "snapkv"}, needs_layout=True),
     "heads-only-warm": Variant({"choice": "snapkv"}, needs_layout=True, is_warm=True),
     "all": Variant({"offsets": True, "lookahead": 16}, is_warm=True, needs_layout=True),
+    "offsets-lookahead": Variant({"offsets": True, "lookahead": 16}, needs_layout=True),
+    "offsets-warm": Variant({"offsets": True}, is_warm=True, needs_layout=True),
+    "all-price": Variant(
+        {"offsets": True, "lookahead": 16},
+        fitness={"kept_price": 1.0, "price_ramp": 30},
+        is_warm=True,
+        needs_layout=True,
+    ),
     "all-target": Variant(
         {"offsets": True, "lookahead": 16},
         fitness={"kept_price": 2.0, "kept_target": 0.30},
@@ -82,6 +95,8 @@ class Plan:
     """Examples of each task."""
     valid: int = 8
     """Held-out examples of each task."""
+    warm_steps: int = 300
+    """Of a warm start's fit."""
     seed: int = 0
 
     @property
@@ -104,7 +119,8 @@ def evolve(name: str, plan: Plan) -> dict[str, Any]:
     units = UnitSettings(candidates_per_unit=plan.population, examples_per_unit=plan.per_generation)
     full, spec = full_cache(evaluator, settings, names, units, plan)
     started = time.monotonic()
-    found = warm_start(evaluator, names, settings, WarmStartSettings(steps=300), plan.seed) if variant.is_warm else None
+    warm = WarmStartSettings(steps=plan.warm_steps)
+    found = warm_start(evaluator, names, settings, warm, plan.seed) if variant.is_warm else None
     search = Search(
         SearchSettings(population=plan.population, generations=10_000),
         settings.genome_size,
@@ -128,11 +144,17 @@ def evolve(name: str, plan: Plan) -> dict[str, Any]:
         result = losses([evaluator.score(unit) for unit in planned], full, fitness, plan.population, generation)
         search.tell(result.loss)
         common = result.ratio - 0.5 * result.kept_ratio
-        history.append({"fitness": float(np.median(common)), "seconds": time.monotonic() - begun})
-    memory = PretrainedMemory(spec, search.mean, {"variant": name, "generations": search.generation})
-    memory.save_pretrained(plan.out / name)
+        figures = {"fitness": common, "ratio": result.ratio, "kept": result.kept_ratio}
+        history.append({key: float(np.median(values)) for key, values in figures.items()})
+        history[-1]["seconds"] = time.monotonic() - begun
+        if generation % SAY_EVERY == 0:
+            print(f"{name} seed {plan.seed}  generation {generation}  {told(history[-1])}", flush=True)
+    about = {"variant": name, "seed": plan.seed, "generations": search.generation}
+    memory = PretrainedMemory(spec, search.mean, about)
+    memory.save_pretrained(plan.out / named(name, plan.seed))
     return {
         "name": name,
+        "seed": plan.seed,
         "genome": settings.genome_size,
         "history": history,
         **held_out(memory, evaluator, names, plan),
@@ -163,14 +185,14 @@ def full_cache(
 
 
 def held_out(memory: PretrainedMemory, evaluator: Evaluator, names: Sequence[str], plan: Plan) -> dict[str, Any]:
-    """Means over the tasks, of the memory, the full cache, and SnapKV that holds as much in every head."""
+    """Means over the tasks, of the memory, the full cache, and rivals that hold as much in every head."""
     results = evaluate(
         memory,
         EvaluationPlan(
             generation=1,
             examples={name: tuple(range(plan.valid)) for name in names},
             control_examples=(0,),
-            rivals=("snapkv",),
+            rivals=HEAD_RIVALS,
             units=UnitSettings(candidates_per_unit=1, examples_per_unit=8),
             seed=plan.seed,
             score="graded",
@@ -178,7 +200,8 @@ def held_out(memory: PretrainedMemory, evaluator: Evaluator, names: Sequence[str
         ),
         lambda units: [evaluator.score(unit) for unit in units],
     )
-    rows = {name: [result for result in results if result.name == name] for name in ("full", "namm", "snapkv-head")}
+    shown = ("full", "namm", *(f"{rival}-head" for rival in HEAD_RIVALS))
+    rows = {name: [result for result in results if result.name == name] for name in shown}
     return {
         name: {key: float(np.mean([getattr(row, key) for row in found])) for key in ("exact", "graded", "kept_ratio")}
         for name, found in rows.items()
@@ -196,37 +219,48 @@ def evaluations_to_reach(fitness: Sequence[float], mark: float, per_generation: 
 def printed(documents: Sequence[Mapping[str, Any]], plan: Plan) -> str:
     """The table in Markdown."""
     per_generation = plan.population * plan.per_generation * len(KINDS)
-    heads = ["variant", "genome", "evaluations", *(f"to {mark:g}" for mark in MARKS), "exact", "kept", "snapkv-head"]
+    rivals = [f"{rival}-head" for rival in HEAD_RIVALS]
+    marks = [f"to {mark:g}" for mark in MARKS]
+    heads = ["variant", "seed", "genome", "evaluations", *marks, "exact", "kept", *rivals]
     lines = [f"| {' | '.join(heads)} |", f"|---{'|---:' * (len(heads) - 1)}|"]
     for row in documents:
         fitness = [entry["fitness"] for entry in row["history"]]
         reached = [evaluations_to_reach(fitness, mark, per_generation) for mark in MARKS]
-        cells = [row["name"], f"{row['genome']:,}", f"{len(fitness) * per_generation:,}"]
+        cells = [row["name"], f"{row['seed']}", f"{row['genome']:,}", f"{len(fitness) * per_generation:,}"]
         cells += ["–" if number is None else f"{number:,}" for number in reached]
-        cells += [
-            f"{row['namm']['exact']:.3f}",
-            f"{row['namm']['kept_ratio']:.1%}",
-            f"{row['snapkv-head']['exact']:.3f}",
-        ]
+        cells += [f"{row['namm']['exact']:.3f}", f"{row['namm']['kept_ratio']:.1%}"]
+        cells += [f"{row[rival]['exact']:.3f}" for rival in rivals]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def told(entry: Mapping[str, float]) -> str:
+    """A generation's medians, as the progress line has them."""
+    return "  ".join(f"{key} {value:.3f}" for key, value in entry.items())
+
+
+def named(variant: str, seed: int) -> str:
+    """Folder of a mean genome."""
+    return f"{variant}-seed{seed}"
+
+
 def _work(name: str, plan: Plan) -> None:
+    torch.set_num_threads(1)  # several share the machine
     document = evolve(name, plan)
-    (plan.out / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
+    (plan.out / f"{named(name, plan.seed)}.json").write_text(json.dumps(document), encoding="utf-8")
 
 
-def run(names: Sequence[str], plan: Plan) -> list[dict[str, Any]]:
-    """All variants at once; what each found, in order."""
+def run(names: Sequence[str], plan: Plan, seeds: Sequence[int] = (0,)) -> list[dict[str, Any]]:
+    """All variants with all seeds at once; what each found, in order."""
     plan.out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_work, args=(name, plan)) for name in names]
+    both = [(name, seed) for name in names for seed in seeds]
+    processes = [context.Process(target=_work, args=(name, replace(plan, seed=seed))) for name, seed in both]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    return [json.loads((plan.out / f"{name}.json").read_text(encoding="utf-8")) for name in names]
+    return [json.loads((plan.out / f"{named(*pair)}.json").read_text(encoding="utf-8")) for pair in both]
 
 
 def main() -> None:
@@ -237,11 +271,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=290.0, help="of evolution, for each variant")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--per-generation", type=int, default=2, help="documents of each kind (default: %(default)s)")
+    parser.add_argument("--warm-steps", type=int, default=300, help="of a warm start's fit (default: %(default)s)")
     options = parser.parse_args()
     dtype = "float32" if options.device == "cpu" else "bfloat16"
     model = ModelSettings(path_or_id=options.model, device=options.device, dtype=dtype)
-    plan = Plan(model=model, out=options.out, seconds=options.seconds)
-    print(printed(run(options.variants, plan), plan))
+    plan = Plan(
+        model=model,
+        out=options.out,
+        seconds=options.seconds,
+        per_generation=options.per_generation,
+        warm_steps=options.warm_steps,
+    )
+    print(printed(run(options.variants, plan, options.seeds), plan))
 
 
 if __name__ == "__main__":

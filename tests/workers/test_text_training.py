@@ -60,7 +60,7 @@ def test_what_counts_fully_is_an_answer_that_stands_in_the_row(maker):
             answers[-1].append(token)
         elif answers[-1]:
             answers.append([])
-    text = tokenizer.decode(row.ids)
+    text = tokenizer.decode(row.ids.tolist())
     for answer in filter(None, answers[:-2]):
         assert text.count(tokenizer.decode(answer)) >= 2, "once in the list, once as an answer"
 
@@ -163,3 +163,11 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, capsys):
     assert training.main(["--preset", "medium", "--out", str(tmp_path / "m"), "--corpus", str(tmp_path / "no")]) == 2
     assert "is no folder" in capsys.readouterr().err
     assert not text_command.is_meant(["--preset", "small"])
+
+
+def test_lines_are_encoded_as_the_whole_text_is():
+    tokenizer = text_tokenizer(400)
+    encode = text_training.LineEncoder(tokenizer)
+    texts = [source.text[:3000] for source in read_corpus().of("heldout")[:12]]
+    for text in ["", "\n", "\n\n a  b\t1234\n", " é\n x", *texts, *texts]:
+        assert encode(text) == tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
