@@ -23,9 +23,12 @@ class Measurement:
 
 
 def model_card(
-    name: str, seed: int, num_steps: int, cpu_seconds: float, measurements: Sequence[Measurement], num_parameters: int
+    name: str, seed: int, length: str, cpu_seconds: float, measurements: Sequence[Measurement], num_parameters: int
 ) -> str:
-    """README.md of a trained model of the shape ``name``, in Hugging Face's format."""
+    """README.md of a trained model of the shape ``name``, in Hugging Face's format.
+
+    ``length`` is the option that says for how long, as in ``--steps-limit 900``.
+    """
     shape = "" if name == SMALL_LLAMA else f" --shape {name}"
     num_shared = SHAPES[name].num_kv_heads
     return f"""---
@@ -44,7 +47,7 @@ else: it is of no use as a language model.
 
 ## Training
 
-    python -m workers.training --out DIR{shape} --seed {seed} --steps-limit {num_steps}
+    python -m workers.training --out DIR{shape} --seed {seed} {length}
 
 took {cpu_seconds:.0f} CPU-seconds on one thread. Documents are those of `tasks/generated.py` (45 % prose-like, 45 %
 code-like, and 10 % lists to copy) of 64 to 1,024 tokens after bare key-value lists of 17 to 65; a level is left when

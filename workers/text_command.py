@@ -79,7 +79,7 @@ def _train(options: argparse.Namespace, shape: TextShape, arguments: Sequence[st
         processes=options.processes,
     )
     started = time.monotonic()
-    model = train_text(options.out, training, _Line())
+    model = train_text(options.out, training, _Line(), lambda line: print(line, flush=True))
     minutes = (time.monotonic() - started) / 60
     num_parameters = sum(weight.numel() for weight in model.parameters())
     measurements = measure(options.out, options.device, options.examples, options.corpus)
@@ -201,7 +201,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _minutes(text: str) -> float:
+def minutes_above_zero(text: str) -> float:
+    """A type for argparse: a time above 0."""
     try:
         number = float(text)
     except ValueError:
@@ -224,7 +225,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="folder of text (default: Python's own library)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     counts = parser.add_argument_group("numbers")
-    counts.add_argument("--minutes", type=_minutes, default=10.0, help="wall-clock time (default: %(default)s)")
+    counts.add_argument(
+        "--minutes", type=minutes_above_zero, default=10.0, help="wall-clock time (default: %(default)s)"
+    )
     counts.add_argument("--steps-limit", type=at_least(1), metavar="N", help="count steps instead of minutes")
     counts.add_argument("--seed", type=at_least(0), default=1, help="decides weights and rows (default: %(default)s)")
     counts.add_argument(

@@ -97,7 +97,12 @@ class TextProgress:
     tokens_per_second: float
 
 
-def train_text(folder: Path, training: TextTraining, report: Callable[[TextProgress], None]) -> LlamaForCausalLM:
+def train_text(
+    folder: Path,
+    training: TextTraining,
+    report: Callable[[TextProgress], None],
+    say: Callable[[str], None] = lambda _line: None,
+) -> LlamaForCausalLM:
     """Train, or go on with what ``folder`` holds, and write the finished model there.
 
     By steps, on one thread, the result is a function of the settings, however often it was interrupted.
@@ -105,6 +110,7 @@ def train_text(folder: Path, training: TextTraining, report: Callable[[TextProgr
     Raises:
         ModelError: the folder holds a training of other settings.
     """
+    say("getting ready: the tokenizer, the processes that make rows, the compiler (up to two minutes)")
     run = _Run(folder, training)
     with _row_makers(run.maker, training.processes) as order:
         saved = time.monotonic()

@@ -92,37 +92,50 @@ def train(
     num_steps: int,
     report: Callable[[Progress], None],
     peak_learning_rate: float = PEAK_LEARNING_RATE,
-) -> None:
-    """Trains ``model`` in place; a function of its weights and all arguments but ``report`` on one thread."""
-    run = _Run(model, np.random.default_rng([seed, num_steps]), num_steps, peak_learning_rate)
+    minutes: float | None = None,
+) -> int:
+    """Trains ``model`` in place; a function of its weights, seed, steps and learning rate on one thread.
+
+    With ``minutes`` the clock decides how many steps there are, and ``num_steps`` only what they are trained on.
+
+    Returns:
+        Optimiser steps that were made.
+    """
+    run = _Run(model, np.random.default_rng([seed, num_steps]), peak_learning_rate)
+    started = time.monotonic()
+
+    def share(step: int) -> float:
+        return step / num_steps if minutes is None else (time.monotonic() - started) / (60 * minutes)
+
     num_shared = round(SHARED_STEPS_SHARE * num_steps)
+    step = 0
     model.train()
     with keys_shared_among_kv_heads(model, [model.model.layers[-1].self_attn], [TOKEN_IDS[key] for key in KEYS]):
-        for step in range(num_shared):
-            report(run.step(step))
-    for step in range(num_shared, num_steps):
-        report(run.step(step))
+        while step < num_shared if minutes is None else share(step) < SHARED_STEPS_SHARE:
+            report(run.step(step, share(step)))
+            step += 1
+    while (done := share(step)) < 1.0:
+        report(run.step(step, done))
+        step += 1
     model.eval()
+    return step
 
 
 class _Run:
     """The state of a training run between steps."""
 
-    def __init__(
-        self, model: LlamaForCausalLM, rng: np.random.Generator, num_steps: int, peak_learning_rate: float
-    ) -> None:
+    def __init__(self, model: LlamaForCausalLM, rng: np.random.Generator, peak_learning_rate: float) -> None:
         self._model = model
         self._rng = rng
-        self._num_steps = num_steps
         self._peak_learning_rate = peak_learning_rate
         self._curriculum = Curriculum()
         self._optimizer = torch.optim.AdamW(
             model.parameters(), lr=peak_learning_rate, betas=(0.9, 0.98), weight_decay=0.01
         )
 
-    def step(self, step: int) -> Progress:
+    def step(self, step: int, share: float) -> Progress:
         for group in self._optimizer.param_groups:
-            group["lr"] = self._peak_learning_rate * learning_rate_share(step, step / self._num_steps)
+            group["lr"] = self._peak_learning_rate * learning_rate_share(step, share)
         level = self._curriculum.next_level(self._rng)
         loss, accuracy = _answers_loss(self._model, draw_batch(LEVELS[level], self._rng))
         self._optimizer.zero_grad(set_to_none=True)
@@ -222,12 +235,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shape = SHAPES[options.shape]
     num_steps = options.steps_limit or shape.num_steps
     model = new_model(options.seed, shape)
-    train(model, options.seed, num_steps, _print_progress, shape.peak_learning_rate)
+    made = train(model, options.seed, num_steps, _print_progress, shape.peak_learning_rate, options.minutes)
+    length = f"--steps-limit {num_steps}" if options.minutes is None else f"--minutes {options.minutes:g}"
+    print(f"{made} steps")
     cpu_seconds = time.process_time() - start_seconds
     save(model, options.out)
     measurements = measure(model, options.examples)
     _print_table(measurements)
-    card = model_card(options.shape, options.seed, num_steps, cpu_seconds, measurements, model.num_parameters())
+    card = model_card(options.shape, options.seed, length, cpu_seconds, measurements, model.num_parameters())
     (options.out / "README.md").write_text(card, encoding="utf-8")
     return 0
 
@@ -251,11 +266,15 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         help="decides weights and documents (default: %(default)s, the seed of the model that is kept)",
     )
-    counts.add_argument(
+    length = counts.add_mutually_exclusive_group()
+    length.add_argument(
         "--steps-limit",
         type=at_least(1),
         metavar="N",
         help="optimiser steps, over which the learning rate falls (default: the shape's, about five CPU-minutes)",
+    )
+    length.add_argument(
+        "--minutes", type=text_command.minutes_above_zero, metavar="M", help="wall-clock time instead of steps"
     )
     parser.add_argument(
         "--shape", choices=tuple(SHAPES), default=SMALL_LLAMA, help="of the model (default: %(default)s)"

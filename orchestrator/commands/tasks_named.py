@@ -19,7 +19,8 @@ _NAMED = re.compile(r"(?P<kind>\w+)(-(?P<length>\d+))?(/(?P<task>[\w-]+))?")
 def overrides_for(names: str, *, data: str | None, profile: str) -> list[str]:
     """Overrides that make these the tasks of a configuration, with nothing else of its stages or weights.
 
-    Prompts of suites may be cut in the middle, as their authors do; an override that comes later may say otherwise.
+    The table has the lengths that are named. Prompts of suites may be cut in the middle, as their authors do; an
+    override that comes later may say otherwise.
 
     Args:
         names: separated by commas: ``facts_prose``, ``text_kv-2048``, ``longbench``, ``longbench/qasper``,
@@ -34,8 +35,17 @@ def overrides_for(names: str, *, data: str | None, profile: str) -> list[str]:
     tasks = [settings for name in names.split(",") for settings in tasks_named(name, data=data, profile=profile)]
     values = json.dumps([dataclasses.asdict(settings) for settings in tasks])
     overrides = [f"tasks={values}", "stages=[]", "fitness.weights={}"]
+    lengths = sorted({task.length for task in tasks if isinstance(task, CorpusTaskSettings)} | _lengths_named(names))
+    if lengths:  # else the table would have the lengths of whatever preset is extended
+        overrides.append(f"evaluation.lengths={lengths}")
     is_suite = any(isinstance(settings, SuiteTaskSettings) for settings in tasks)
     return [*overrides, "prompts.truncation=middle"] if is_suite else overrides
+
+
+def _lengths_named(names: str) -> set[int]:
+    """Of generated documents, as in ``facts_code-512``."""
+    matches = filter(None, (_NAMED.fullmatch(name.strip()) for name in names.split(",")))
+    return {int(match["length"]) for match in matches if match["length"] and match["kind"] in get_args(TaskKind)}
 
 
 def tasks_named(name: str, *, data: str | None, profile: Any) -> list[TaskSettings]:

@@ -216,7 +216,7 @@ def _dialogue(rng: np.random.Generator, words: Sequence[str], sentences: Sequenc
 def _cut_before_a_line(rng: np.random.Generator, pool: TextPool) -> tuple[list[str], str]:
     """Lines of a file before one that says something, and that line."""
     for source in pool.order(rng, "code"):
-        lines = readable_lines(source)
+        lines = list(readable_lines(source))
         places = [i for i in range(8, len(lines)) if _is_statement(lines[i])]
         if places:
             place = places[int(rng.integers(len(places)))]

@@ -1,22 +1,25 @@
 """Memories of several seeds against every rival at equal bytes, on held-out documents of several lengths.
 
     python -m tests.benchmarks.bench_rivals --model DIR --device cuda --memories runs/token-choice/offsets-seed? \
-        --lengths 2048 4096 8192 --documents 12 8 4 --processes 10 --out runs/rivals.json
+        --lengths 2048 4096 8192 --documents 12 8 4 --processes 10 --out runs/rivals.jsonl
 
 Every rival holds what the memory holds, in three splits (``orchestrator/evaluation.py``), and is measured once for each
 seed. A cell is the median over the seeds, with the lowest and the highest; a difference is paired by document, and its
-interval is a bootstrap over the documents. ``--print FILE`` prints the tables of an earlier measurement.
+interval is a bootstrap over the documents. ``--print FILE …`` prints the tables of earlier
+measurements.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,8 +27,8 @@ import numpy as np
 import torch
 
 from orchestrator.config import UnitSettings
-from orchestrator.evaluation import CONTROL, FULL, MEMORY, EvaluationPlan, evaluate
-from tasks.corpus_task import CorpusTaskKind, CorpusTaskSettings
+from orchestrator.evaluation import ALLOCATIONS, CONTROL, FULL, MEMORY, Allocation, EvaluationPlan, evaluate, turn_dial
+from tasks.corpus_task import CorpusTaskSettings
 from tests.benchmarks.bench_token_choice import KINDS
 from workers.evaluator import Evaluator, EvaluatorRecipe
 from workers.memory.pretrained import PretrainedMemory
@@ -49,6 +52,9 @@ class Job:
     kind: str
     length: int
     documents: int
+    rivals: tuple[RivalName, ...]
+    """What the memory is compared with; none for one that stands beside."""
+    allocations: tuple[Allocation, ...] = ALLOCATIONS
 
 
 _EVALUATOR: list[Evaluator] = []
@@ -67,30 +73,70 @@ def measure(job: Job) -> list[Row]:
     plan = EvaluationPlan(
         generation=1,
         examples={name: tuple(range(job.documents))},
-        control_examples=(0, 1),
-        rivals=RIVALS,
+        control_examples=(0,) if job.allocations == ALLOCATIONS and job.rivals else (),
+        rivals=job.rivals,
         units=UnitSettings(candidates_per_unit=1, examples_per_unit=max(1, 16_384 // job.length)),
         seed=0,
         score="graded",
+        allocations=job.allocations,
     )
+    beside = Path(job.memory).name
     results = evaluate(memory, plan, lambda units: [_EVALUATOR[0].score(unit) for unit in units])
+    if not job.rivals:
+        results = [replace(result, name=beside) for result in results if result.name == MEMORY]
     about = {"memory": Path(job.memory).name, "kind": job.kind, "length": job.length}
     return [about | result.document() | {"by_document": list(result.exact_by_example)} for result in results]
 
 
-def measured(
-    model: ModelSettings,
-    memories: Sequence[str],
-    kinds: Sequence[str],
-    sizes: Sequence[tuple[int, int]],
-    processes: int,
-) -> list[Row]:
-    """All rows; ``sizes`` are lengths and how many documents of each."""
-    jobs = [Job(memory, kind, *size) for size in sorted(sizes, reverse=True) for kind in kinds for memory in memories]
-    tasks = tuple(CorpusTaskSettings(kind=kind, length=length) for kind in kinds for length, _ in sizes)  # type: ignore[arg-type]
+def measured(model: ModelSettings, jobs: Sequence[Job], processes: int) -> Iterator[list[Row]]:
+    """The rows of one job after the other."""
+    places = dict.fromkeys((job.kind, job.length) for job in jobs)
+    tasks = tuple(CorpusTaskSettings(kind=kind, length=length) for kind, length in places)  # type: ignore[arg-type]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawn, initializer=prepare, initargs=(model, tasks)) as pool:
-        return [row for rows in pool.map(measure, jobs) for row in rows]
+        yield from pool.map(measure, jobs)
+
+
+def turned(model: ModelSettings, folders: Sequence[str], kept_ratio: float, length: int, out: Path) -> list[str]:
+    """The memories with their dials turned until they keep so much of a training document of each kind; new folders."""
+    prepare(model, tuple(CorpusTaskSettings(kind=kind, length=length) for kind in KINDS))  # type: ignore[arg-type]
+    plan = EvaluationPlan(
+        generation=1,
+        examples={f"{kind}-{length}": (0,) for kind in KINDS},
+        control_examples=(0,),
+        rivals=(),
+        units=UnitSettings(candidates_per_unit=1, examples_per_unit=1),
+        seed=0,
+        score="graded",
+    )
+    found = []
+    for folder in folders:
+        memory = PretrainedMemory.from_pretrained(folder)
+        memory = turn_dial(memory, kept_ratio, plan, lambda units: [_EVALUATOR[0].score(unit) for unit in units])
+        found.append(str(out / f"{Path(folder).name}-kept-{kept_ratio:g}"))
+        memory.save_pretrained(found[-1])
+    return found
+
+
+def jobs_for(
+    memories: Sequence[str],
+    beside: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    template: Job,
+    others: Sequence[str],
+) -> list[Job]:
+    """The longest first; ``sizes`` are lengths and how many documents of each.
+
+    Kinds that were never evolved on (``others``) are asked at the first length only.
+    """
+    places = [(kind, *size) for size in sorted(sizes, reverse=True) for kind in KINDS]
+    places += [(kind, *sizes[0]) for kind in others]
+    jobs = [
+        replace(template, memory=memory, kind=kind, length=length, documents=documents)
+        for kind, length, documents in places
+        for memory in (*memories, *beside)
+    ]
+    return [replace(job, rivals=()) if job.memory in beside else job for job in jobs]
 
 
 # The tables ----------------------------------------------------------------------------------------------------------
@@ -118,7 +164,7 @@ def table(rows: Sequence[Row]) -> str:
     figures: dict[str, Callable[[int], str]] = {
         "*kept by namm*": lambda length: spread(_by_seed(evolved, MEMORY, length, "kept_ratio"), "{:.1%}"),
         "*of the full cache's score*": lambda length: spread(
-            [mine / full for mine, full in zip(scores[MEMORY, length], scores[FULL, length], strict=True)], "{:.1%}"
+            map(_share, scores[MEMORY, length], scores[FULL, length]), "{:.1%}"
         ),
         "*mean KB, of full*": lambda length: " of ".join(
             spread([size / 1024 for size in _by_seed(evolved, name, length, "mean_bytes")], "{:,.0f}")
@@ -133,10 +179,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def differences(rows: Sequence[Row]) -> str:
-    """How much more the memory answers than the best rivals, paired by document, with 95 % intervals."""
+    """How much more the memory answers than each rival, paired by document, with 95 % intervals."""
     evolved = [row for row in rows if row["kind"] in KINDS]
     lengths = sorted({row["length"] for row in evolved})
-    rivals = [name for name in _names(rows) if name.endswith("-head")]
+    rivals = [name for name in _names(rows) if name not in (FULL, MEMORY)]
     lines = [f"| namm less | {' | '.join(f'{length:,}' for length in lengths)} |", f"|---|{'---|' * len(lengths)}"]
     lines += [_line(rival, [_difference(evolved, rival, length) for length in lengths]) for rival in rivals]
     return "\n".join(lines)
@@ -146,6 +192,7 @@ def by_task(rows: Sequence[Row], length: int) -> str:
     """Tasks down, the memory and its strongest rivals across."""
     shown = [FULL, MEMORY, *(f"{name}-head" for name in ("tova", "h2o", "recent", "snapkv")), "snapkv-layer"]
     shown += ["snapkv-uniform", "truncation", CONTROL]
+    shown = [name for name in shown if name in _names(rows)]
     at = [row for row in rows if row["length"] == length]
     lines = [f"| task, {length:,} tokens | {' | '.join(shown)} | kept |", f"|---|{'---|' * (len(shown) + 1)}"]
     for kind in dict.fromkeys(row["kind"] for row in at):
@@ -153,6 +200,10 @@ def by_task(rows: Sequence[Row], length: int) -> str:
         cells = [spread(_by_seed(these, name, length, "exact"), "{:.2f}") for name in shown]
         lines.append(_line(kind, [*cells, spread(_by_seed(these, MEMORY, length, "kept_ratio"), "{:.0%}")]))
     return "\n".join(lines)
+
+
+def _share(mine: float, full: float) -> float:
+    return mine / full if full else math.nan
 
 
 def _line(title: str, cells: Sequence[str]) -> str:
@@ -201,21 +252,34 @@ def main() -> None:
     parser.add_argument("--model", help="folder of a medium Llama")
     parser.add_argument("--memories", nargs="+", help="folders, one a seed")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--kinds", nargs="+", choices=get_args(CorpusTaskKind), default=[*KINDS, *OTHER_KINDS])
+    parser.add_argument("--beside", nargs="*", default=[], help="folders of memories without rivals of their own")
+    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS)
+    parser.add_argument("--allocations", nargs="+", choices=ALLOCATIONS, default=ALLOCATIONS)
+    parser.add_argument("--others", nargs="*", default=OTHER_KINDS, help="kinds that were never evolved on")
+    parser.add_argument("--kept-ratio", type=float, help="turn the dial of each memory there first")
     parser.add_argument("--lengths", nargs="+", type=int, default=[2048, 4096, 8192])
     parser.add_argument("--documents", nargs="+", type=int, default=[12, 8, 4], help="of each kind, by length")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/rivals.json"))
-    parser.add_argument("--print", type=Path, dest="earlier", metavar="FILE")
+    parser.add_argument("--out", type=Path, default=Path("runs/rivals.jsonl"))
+    parser.add_argument("--print", type=Path, nargs="+", dest="earlier", metavar="FILE")
     options = parser.parse_args()
     if options.earlier is None:
         dtype = "float32" if options.device == "cpu" else "bfloat16"
         model = ModelSettings(path_or_id=options.model, device=options.device, dtype=dtype)
         sizes = list(zip(options.lengths, options.documents, strict=True))
-        rows = measured(model, options.memories, options.kinds, sizes, options.processes)
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(rows), encoding="utf-8")
-    print(printed(json.loads((options.earlier or options.out).read_text(encoding="utf-8"))))
+        memories = options.memories
+        if options.kept_ratio is not None:
+            memories = turned(model, memories, options.kept_ratio, sizes[0][0], options.out.parent)
+        template = Job("", "", 0, 0, tuple(options.rivals), tuple(options.allocations))
+        jobs = jobs_for(memories, options.beside, sizes, template, options.others)
+        with options.out.open("w", encoding="utf-8") as lines:  # a line a job, so that nothing is lost with the rest
+            for number, rows in enumerate(measured(model, jobs, options.processes), 1):
+                lines.writelines(f"{json.dumps(row)}\n" for row in rows)
+                lines.flush()
+                print(f"{number} of {len(jobs)}", file=sys.stderr, flush=True)
+    files = options.earlier or [options.out]
+    print(printed([json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]))
 
 
 if __name__ == "__main__":

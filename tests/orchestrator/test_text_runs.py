@@ -124,9 +124,11 @@ def test_the_checksum_does_not_decide_the_trajectory():
 
 def test_a_rival_is_evaluated_on_real_text(model, capsys):
     tasks = ["--model", str(model), "--tasks", "text_passkey-600,text_kv-600", "--quiet"]
-    settings = ["cluster.address=in-process", "examples.heldout=2", "evaluation.lengths=[600]"]
+    settings = ["cluster.address=in-process", "examples.heldout=2"]
     assert main(["evaluate", "h2o", *tasks, *settings]) == 0
-    assert "h2o" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "h2o" in printed
+    assert "600" in printed, "at the length that was named, not at those of a preset"
 
 
 def test_genes_of_heads_for_another_model_are_named(capsys, tmp_path, model):

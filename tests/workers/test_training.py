@@ -181,6 +181,32 @@ def test_impossible_numbers_end_the_command_with_one_line(arguments, tmp_path, c
 
 
 def test_the_model_card_lists_every_measurement():
-    card = model_card("small-llama", 7, 900, 200.4, [Measurement("facts_code", 1024, 8, 64, 0.9961)], 263_808)
+    card = model_card(
+        "small-llama", 7, "--steps-limit 900", 200.4, [Measurement("facts_code", 1024, 8, 64, 0.9961)], 263_808
+    )
     assert "| facts_code | 1,024 | 8 | 64 | 0.996 |" in card
     assert "took 200 CPU-seconds" in card
+
+
+def test_minutes_stand_in_the_place_of_steps(tmp_path, capsys):
+    out = tmp_path / "model"
+    assert training.main(["--preset", "small", "--out", str(out), "--minutes", "0.02", "--examples", "2"]) == 0
+    printed = capsys.readouterr().out
+    steps = next(line for line in printed.splitlines() if line.endswith(" steps"))
+    assert int(steps.split()[0]) >= 2
+    assert "--minutes 0.02" in (out / "README.md").read_text()
+    assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--minutes", "0"], "give a number of minutes above 0"),
+        (["--minutes", "1", "--steps-limit", "2"], "not allowed with argument"),
+    ],
+)
+def test_a_length_that_is_none_is_named(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        training.main(["--out", str(tmp_path / "model"), *arguments])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
