@@ -25,6 +25,7 @@ from orchestrator.run import CHAMPION, evaluation_tasks
 from orchestrator.storage import Folder, local_copy
 from orchestrator.store import TABLES, Store
 from orchestrator.tracked import settings_file
+from tasks.documents import CountTokens
 from tasks.registry import TaskSettings, build_task
 from tasks.token_kinds import Language
 from workers.language_model import load_language_model, model_folder
@@ -105,7 +106,7 @@ def trace_run(folder: Folder, store: Store, config: RunConfig, model: ModelSetti
     language_model = load_language_model(model)
     texts = [
         text
-        for text in held_out_texts(evaluation_tasks(config), config.report.traced_examples)
+        for text in held_out_texts(evaluation_tasks(config), config.report.traced_examples, language_model.count_tokens)
         if len(language_model.prompt_ids(text.text)) <= language_model.max_tokens
     ]
     if not texts:
@@ -128,10 +129,15 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(former)
 
 
-def held_out_texts(tasks: Sequence[TaskSettings], most: int, language: Language | None = None) -> list[TextToRead]:
-    """Prompts of the first held-out examples of every task; their language is guessed where it is None."""
+def held_out_texts(
+    tasks: Sequence[TaskSettings], most: int, count_tokens: CountTokens, language: Language | None = None
+) -> list[TextToRead]:
+    """Prompts of the first held-out examples of every task; their language is guessed where it is None.
+
+    ``count_tokens`` is the model's, by which documents over real text are cut.
+    """
     examples = available(tasks, "heldout", most)
-    built = {settings.name: build_task(settings) for settings in tasks}
+    built = {settings.name: build_task(settings, count_tokens) for settings in tasks}
     return [
         TextToRead.of(name, index, built[name].example("heldout", index).prompt, language)
         for name, indices in examples.items()

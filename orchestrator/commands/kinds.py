@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from orchestrator.run_report import held_out_texts, one_thread, require_librarie
 from orchestrator.storage import folder_at
 from orchestrator.terminal import Answer, facts, grid
 from tasks.token_kinds import KINDS, SPECIAL, Language
-from workers.language_model import load_language_model
+from workers.language_model import count_tokens, load_language_model, load_tokenizer
 from workers.memory.pretrained import PretrainedMemory
+from workers.settings import ModelSettings
 
 PAGE = "index.html"
 
@@ -62,8 +64,8 @@ def kinds(request: Request) -> Answer:
         raise InputError(
             f"{request.memory} is a rival, and stands beside every memory anyway: name a saved memory or run"
         )
-    texts = _texts(request)
     settings = model_settings(request.model, memory, device=request.device, dtype=request.dtype)
+    texts = _texts(request, settings)
     language_model = load_language_model(settings)
     with one_thread():
         found = forgetting(language_model, memory, texts)
@@ -86,7 +88,7 @@ def kinds(request: Request) -> Answer:
     return Answer(document, [_table(rows), "", facts([*pairs, *places.items()])])
 
 
-def _texts(request: Request) -> list[TextToRead]:
+def _texts(request: Request, settings: ModelSettings) -> list[TextToRead]:
     if request.texts:
         read = [(Path(name).name if name != "-" else "standard input", read_prompt(name)) for name in request.texts]
         return renumbered(
@@ -97,7 +99,8 @@ def _texts(request: Request) -> list[TextToRead]:
         )
     folder = folder_at(request.memory)
     config = config_from_dict(read_journal(folder).attempts[-1].config) if has_run(folder) else load_config("small")
-    return held_out_texts(evaluation_tasks(config), request.examples, request.language)
+    tokens_of = partial(count_tokens, load_tokenizer(settings)[0])
+    return held_out_texts(evaluation_tasks(config), request.examples, tokens_of, request.language)
 
 
 def _write(request: Request, found: Forgetting, tables: Database, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:

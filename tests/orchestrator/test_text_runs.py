@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -141,3 +143,16 @@ def test_genes_of_heads_for_another_model_are_named(capsys, tmp_path, model):
     PretrainedMemory(NammSpec(settings=settings), np.zeros(18, np.float32)).save_pretrained(tmp_path / "memory")
     error = refusal(capsys, "evaluate", tmp_path / "memory", "--model", model, "--tasks", "text_kv-600")
     assert "a genome that knows heads apart serves no other model" in error
+
+
+def test_a_run_over_real_text_ends_with_a_report_and_says_which_kinds_it_forgets(tmp_path, capsys, model, monkeypatch):
+    """The documents are cut by the model's own tokenizer there too. The model knows nothing: no score is too small."""
+    for module in ("orchestrator.report", "orchestrator.fitness"):  # the one that takes it from the other first
+        monkeypatch.setattr(f"{module}.SMALLEST_FULL_CACHE_SCORE", 1e-300)
+    folder = tmp_path / "run"
+    assert main(["evolve", *over_text(model), "--run", str(folder), "--quiet"]) == 0
+    assert "report was not made" not in capsys.readouterr().err
+    assert (folder / "report.html").is_file()
+    arguments = ["--examples", "1", "--folder", str(tmp_path / "kinds"), "--json"]
+    assert main(["kinds", str(folder), "--model", str(model), *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["num_texts"] == 1
