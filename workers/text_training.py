@@ -29,14 +29,13 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from tasks.corpus import read_corpus
 from workers.errors import ModelError
+from workers.line_encoder import LineEncoder
 from workers.text_curriculum import LEVELS, Level, Row, RowMaker, TextCurriculum
 from workers.training_parts import learning_rate_share, look_at_previous_token
 
 MUON_LEARNING_RATE, ADAM_LEARNING_RATE, EMBEDDING_LEARNING_RATE = 0.02, 2e-3, 6e-3
 SAVE_SECONDS = 60.0
 """Between two savings of an unfinished training."""
-LINES_KEPT = 500_000
-"""With their token ids, by each process that makes rows; the standard library has about as many."""
 STEPS_AHEAD = 4
 """Steps whose rows are asked for in advance, so that rows are made while the model learns. Their levels are chosen then
 too, by what was known of the curriculum at that step: the result does not depend on who is faster."""
@@ -227,42 +226,6 @@ def _take_maker(maker: RowMaker) -> None:
 
 def _made(level: Level, step: int, numbers: range) -> list[Row]:
     return _MAKERS[0].rows(level, step, numbers)
-
-
-class LineEncoder:
-    """Token ids of a text, special tokens left out; can be sent to other processes.
-
-    A line break is a token of its own, so lines are encoded one by one and kept: the corpus has few, and rows many.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.tokenizer = tokenizer
-        self._known: dict[str, list[int]] = {}
-        (self._line_break,) = self._encoded("\n")
-
-    def __call__(self, text: str) -> list[int]:
-        """All ids, in order."""
-        first, *others = text.split("\n")
-        ids = list(self._line(first))
-        for line in others:
-            ids.append(self._line_break)
-            ids += self._line(line)
-        return ids
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the lines: every process comes to know its own."""
-        return {**self.__dict__, "_known": {}}
-
-    def _line(self, line: str) -> list[int]:
-        known = self._known.get(line)
-        if known is None:
-            if len(self._known) >= LINES_KEPT:
-                self._known.clear()
-            known = self._known[line] = self._encoded(line)
-        return known
-
-    def _encoded(self, text: str) -> list[int]:
-        return list(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 class _Run:

@@ -15,6 +15,7 @@ from tests.text_model import text_tokenizer
 from workers import text_command, text_curriculum, text_training, training
 from workers.checksum import weights_sha256
 from workers.errors import ModelError
+from workers.line_encoder import LineEncoder
 from workers.text_curriculum import LATEST_SHARES, LEVELS, RowMaker, TextCurriculum
 from workers.text_training import TextShape, TextTraining, train_text
 
@@ -167,7 +168,7 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, capsys):
 
 def test_lines_are_encoded_as_the_whole_text_is():
     tokenizer = text_tokenizer(400)
-    encode = text_training.LineEncoder(tokenizer)
+    encode = LineEncoder(tokenizer)
     texts = [source.text[:3000] for source in read_corpus().of("heldout")[:12]]
     for text in ["", "\n", "\n\n a  b\t1234\n", " é\n x", *texts, *texts]:
         assert encode(text) == tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
