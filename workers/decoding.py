@@ -16,8 +16,14 @@ from workers.memory.attention import memory_attached
 from workers.memory.cache import MemoryCache
 from workers.memory.memory import KeepAll, Memory
 
-PREFILL_TOKENS = 2048
+PREFILL_TOKENS = 1024
 """Most tokens of a row in one forward call. A constant, because results must not depend on the machine."""
+
+GROUP_TOKENS = {"cpu": 1536}
+MOST_GROUP_TOKENS = 16_384
+"""Tokens of all rows of a block in one forward call, by kind of device: what stays in a core's caches; elsewhere
+calls are what costs."""
+Reader = Callable[[MemoryCache, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,20 +114,43 @@ def decode_greedily(
     return Completions(torch.stack(decoded, dim=1), torch.stack(seen_logits, dim=1).float())
 
 
-def read_shared_start(
-    model: PreTrainedModel, cache: MemoryCache, prompt_ids: Tensor, memory: Memory, copies: int
-) -> int:
-    """Read what no genome can have changed yet once for all of them, then branch the cache.
+def read_block(
+    model: PreTrainedModel, cache: MemoryCache, ids: Tensor, copies: int, shareable: int, read: Reader
+) -> Tensor:
+    """Read texts ``ids [E, n]`` under every genome of a block: what no genome can have changed once for all of them.
 
-    Until the first update every genome holds the same tokens: the first ``update_every`` tokens of ``prompt_ids
-    [E, n]`` (all but its last at most) are read with E rows, then the cache has ``copies * E``. Returns their number.
+    Until the first update every genome holds the same tokens, so the first ``update_every`` of ``shareable`` tokens
+    are read with E rows. What follows is arithmetic that every row needs for itself: it is read a few genomes at a
+    time, whose activations are few, and only what they hold is there for all B = ``copies * E`` rows together.
+
+    Args:
+        model: with a memory attached, whose new cache is ``cache``; it holds all rows in the end.
+        cache: of a memory with ``copies`` genomes, or any other with ``copies`` 1.
+        ids: the texts, equally long.
+        copies: G.
+        shareable: no logits of the first so many tokens are wanted; less than n.
+        read: given a cache, rows and how many tokens were read before, reads them and returns what is wanted of each.
+
+    Returns:
+        What ``read`` returned, for all rows.
     """
-    shared = min(memory.update_every or 0, prompt_ids.shape[1] - 1)
+    memory = cache.memory
+    shared = min(memory.update_every or 0, shareable)
     cache.memory = KeepAll(memory)
     if shared:
-        prefill(model, cache, prompt_ids[:, :shared])
-    cache.branch(memory, copies)
-    return shared
+        prefill(model, cache, ids[:, :shared])
+    rest, parts, found = ids[:, shared:], [], []
+    together = max(
+        1, GROUP_TOKENS.get(ids.device.type, MOST_GROUP_TOKENS) // (len(ids) * min(PREFILL_TOKENS, rest.shape[1]))
+    )
+    for first in range(0, copies, together):
+        genomes = slice(first, min(first + together, copies))
+        count = genomes.stop - first
+        part = cache.branch(memory.part(genomes), count)
+        found.append(read(part, rest.repeat(count, 1), shared))
+        parts.append(part)
+    cache.join(memory, parts)
+    return torch.cat(found)
 
 
 @torch.inference_mode()
@@ -151,8 +180,9 @@ def complete(
         The completions of B = G * E rows, the ending token included, and what their caches held in the end.
     """
     with memory_attached(model, memory) as cache:
-        shared = read_shared_start(model, cache, ids, memory, copies)
-        logits = prefill(model, cache, ids[:, shared:].repeat(copies, 1))
+        logits = read_block(
+            model, cache, ids, copies, ids.shape[1] - 1, lambda part, rest, _shared: prefill(model, part, rest)
+        )
         completions = logits.argmax(-1)[:, None]
         ended = has_ended(completions)
         lengths = torch.ones(len(completions), dtype=torch.int64)
@@ -191,9 +221,12 @@ def score_answers(
         The answers of B = G * E rows, and the cache as it stands after the last token.
     """
     with memory_attached(model, memory) as cache:
-        shared = read_shared_start(model, cache, ids[:, : spans[0][0]], memory, copies)
         predicting = torch.cat([torch.arange(start - 1, stop - 1) for start, stop in spans]).to(ids.device)
-        logits = _logits_at(model, cache, ids[:, shared:].repeat(copies, 1), predicting - shared)
+
+        def read(part: MemoryCache, rest: Tensor, shared: int) -> Tensor:
+            return _logits_at(model, part, rest, predicting - shared)
+
+        logits = read_block(model, cache, ids, copies, spans[0][0] - 1, read)
     targets = ids[:, predicting + 1].repeat(copies, 1)
     log_p = torch.log_softmax(logits.double(), dim=-1).gather(-1, targets[..., None])[..., 0]
     hits = logits.argmax(-1) == targets

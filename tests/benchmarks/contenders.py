@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from workers.decoding import prefill, read_shared_start
+from workers.decoding import prefill, read_block
 from workers.memory.attention import memory_attached
 from workers.memory.build import build_memory
 from workers.memory.memory import Memory
@@ -143,8 +143,12 @@ def read_under(model: PreTrainedModel, name: str, memory: Memory, ids: Tensor, d
     """As the evaluator does: what no genome can have changed is read once."""
     copies, clock = memory.num_genomes, Clock(ids.device)
     with memory_attached(model, memory) as cache:
-        shared = read_shared_start(model, cache, ids, memory, copies) if copies > 1 else 0
-        logits = prefill(model, cache, ids[:, shared:].repeat(copies, 1))
+        if copies == 1:
+            logits = prefill(model, cache, ids)
+        else:
+            logits = read_block(
+                model, cache, ids, copies, ids.shape[1] - 1, lambda part, rest, _shared: prefill(model, part, rest)
+            )
         reading = clock.lap()
         decode(model, cache, logits, decoded)
         decoding = clock.lap()

@@ -16,20 +16,22 @@ from typing import Any
 
 import torch
 
-from workers.memory import namm, watching
+from workers.memory import attention, namm, watching
 from workers.memory.features import SpectralSums
 from workers.memory.meter import Meter
-from workers.memory.slots import PackedSlots, Slots
+from workers.memory.packed import PackedSlots
+from workers.memory.slots import Slots
 
 Wrapped = tuple[Any, str]
 PARTS: dict[str, list[Wrapped]] = {
-    "attention": [(watching, "attend"), (watching, "attend_unwatched")],
+    "attention": [(watching, "attend"), (watching, "attend_packed"), (watching, "attend_unwatched")],
     "features": [(SpectralSums, "__init__"), (SpectralSums, "take_in"), (namm.Namm, "features"), (watching, "told")],
     "scorer": [(namm, "importances")],
     "selection": [(namm, "select_wanted")],
     "storage": [
-        *((Slots, name) for name in ("append", "select", "at_rest", "with_trace")),
-        (PackedSlots, "at_work"),
+        *((Slots, name) for name in ("append", "select", "with_trace")),
+        *((PackedSlots, name) for name in ("append", "at_work", "in_view", "with_recent")),
+        (attention, "at_rest"),
         *((Meter, name) for name in ("appended", "evicted")),
     ],
 }

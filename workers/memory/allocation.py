@@ -11,7 +11,7 @@ from torch import Tensor
 from workers.memory.heads import head_genes
 from workers.memory.heuristics import HEURISTICS, Heuristic
 from workers.memory.memory import Decision, LayerView, Memory
-from workers.memory.selection import ranks, row_thresholds, select_wanted
+from workers.memory.selection import part_of, ranks, row_thresholds, select_wanted
 from workers.memory.specs import NammSettings, RivalSpec
 
 SHARE_SCALE = 16.0
@@ -50,6 +50,10 @@ class HeadAllocation(Memory):
     def with_genome(self, genomes: Tensor) -> HeadAllocation:
         """The same memory under other genomes ``[G, layers * heads]``."""
         return HeadAllocation(self.settings, genomes, self.threshold)
+
+    def part(self, genomes: slice) -> HeadAllocation:
+        """Under some genomes of the block only, each with its own threshold."""
+        return HeadAllocation(self.settings, self._genomes[genomes], part_of(self.threshold, genomes))
 
     def empty_trace_channels(self) -> int:
         """As the heuristic has it."""

@@ -23,6 +23,7 @@ from workers.memory.compiling import outside_graphs
 from workers.memory.errors import UnsupportedUseError
 from workers.memory.memory import Memory
 from workers.memory.options import AttentionOptions
+from workers.memory.packed import at_rest
 from workers.memory.padding import Cohort
 from workers.memory.room import explain_lack_of_room
 from workers.memory.support import require_support, switch_attention
@@ -89,16 +90,18 @@ def sweep(
 ) -> Tensor:
     """Attention ``[B, H * r, n, d]`` of the new tokens of some rows, evicting on the way; shapes without padding."""
     memory = layer.cache.memory
-    slots = layer.at_work(cohort, key, value)
+    held = layer.held_by(cohort, key, value)
     seen = max(0, layer.seen_tokens - cohort.padding)
     outputs = []
     for start, stop in blocks(seen, query.shape[2], memory.update_every):
-        slots = slots.append(key[:, :, start:stop], value[:, :, start:stop], seen)
-        output, slots = watch(query[:, :, start:stop], slots, seen, options, memory)
+        # A single token is attended to where the others lie; for more it pays to unpack them.
+        held = held if stop - start == 1 else held.at_work()
+        held = held.append(key[:, :, start:stop], value[:, :, start:stop], seen)
+        output, held = watch(query[:, :, start:stop], held, seen, options, memory)
         outputs.append(output)
         seen += stop - start
-        slots = layer.take_up(slots, cohort, seen, stop - start)
-    layer.cohorts[cohort.padding] = slots.at_rest()
+        held = layer.take_up(held, cohort, seen, stop - start)
+    layer.cohorts[cohort.padding] = at_rest(held)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 

@@ -20,8 +20,9 @@ from workers.memory.errors import UnsupportedUseError
 from workers.memory.memory import Decision, LayerView, Memory
 from workers.memory.meter import Meter
 from workers.memory.options import AttentionOptions
+from workers.memory.packed import PackedSlots, at_rest, joined
 from workers.memory.padding import Cohort, Padding
-from workers.memory.slots import PackedSlots, Slots
+from workers.memory.slots import Slots
 from workers.memory.watching import told
 
 UpdateListener = Callable[[LayerView, Decision], None]
@@ -68,6 +69,13 @@ class MemoryLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
+    def follow(self, former: MemoryLayer) -> None:
+        """Be as far in the text as the same layer of another cache."""
+        self.seen_tokens, self.options = former.seen_tokens, former.options
+        if former.is_initialized:
+            self.dtype, self.device = former.dtype, former.device
+            self.is_initialized = True
+
     @outside_graphs
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Stage the new tokens for the attention function and return them as they are."""
@@ -82,19 +90,21 @@ class MemoryLayer(CacheLayerMixin):
         _staged.layer, _staged.keys = self, key_states
         return key_states, value_states
 
-    def at_work(self, cohort: Cohort, keys: Tensor, values: Tensor) -> Slots:
+    def held_by(self, cohort: Cohort, keys: Tensor, values: Tensor) -> Slots | PackedSlots:
         """What the rows of a cohort hold; nothing, in the shapes of the new keys and values, before their first."""
         held = self.cohorts.get(cohort.padding)
-        return held.at_work() if held else Slots.nothing(keys, values, self.cache.memory.empty_trace_channels())
+        return held or Slots.nothing(keys, values, self.cache.memory.empty_trace_channels())
 
-    def take_up(self, slots: Slots, cohort: Cohort, seen_tokens: int, new_tokens: int) -> Slots:
+    def take_up(
+        self, slots: Slots | PackedSlots, cohort: Cohort, seen_tokens: int, new_tokens: int
+    ) -> Slots | PackedSlots:
         """After the attention of a block that ends at ``seen_tokens``: account for it, and update if one is due."""
         self.cache.meter.appended(slots, new_tokens, cohort, len(self.cache.padding.by_row))
         return self.evict(slots, cohort, seen_tokens) if self.cache.is_due(seen_tokens) else slots
 
-    def evict(self, slots: Slots, cohort: Cohort, seen_tokens: int) -> Slots:
+    def evict(self, held: Slots | PackedSlots, cohort: Cohort, seen_tokens: int) -> Slots:
         """Let the memory decide, and drop what it does not keep."""
-        slots = told(slots, self.cache.memory)
+        slots = told(held, self.cache.memory)
         view = LayerView(self.index, seen_tokens, slots.keys, slots.values, slots.positions, slots.trace)
         decision = self.cache.memory.decide(view)
         if self.cache.listener is not None:
@@ -188,22 +198,42 @@ class MemoryCache(Cache):
         every = self.memory.update_every
         return every is not None and seen_tokens > 0 and seen_tokens % every == 0
 
-    def branch(self, memory: Memory, copies: int) -> None:
-        """Go on with ``copies`` of every row under ``memory``; an update that is due by its clock fires now.
+    def branch(self, memory: Memory, copies: int) -> MemoryCache:
+        """A cache to go on with: ``copies`` of every row under ``memory``; an update due by its clock fires now.
 
-        Until here the cache must have been filled under ``KeepAll(memory)``, without padding.
+        This one must have been filled under ``KeepAll(memory)``, without padding; it stays as it is.
+        """
+        branched = MemoryCache(memory, len(self.layers), self.listener)
+        branched.meter = self.meter.repeated(copies)
+        branched.padding = self.padding.repeated(copies)
+        everyone = Cohort(0, None)
+        for layer, former in zip(branched.layers, self.layers, strict=True):
+            if former.held is None:
+                continue
+            layer.follow(former)
+            slots = former.held.repeat(copies)
+            if branched.is_due(layer.seen_tokens):
+                slots = layer.evict(slots, everyone, layer.seen_tokens)
+            layer.cohorts = {0: at_rest(slots)}
+        return branched
+
+    def join(self, memory: Memory, parts: list[MemoryCache]) -> None:
+        """Hold the rows of all parts in the place of what was held, and go on under ``memory``, their block's.
+
+        The parts, which have read as many tokens without padding, are used up: layer by layer, so that never more
+        than one layer is held twice.
         """
         self.memory = memory
-        self.meter.repeat(copies)
-        self.padding.repeat(copies)
-        everyone = Cohort(0, None)
-        for layer in self.layers:
-            if layer.held is None:
-                continue
-            slots = layer.held.repeat(copies)
-            if self.is_due(layer.seen_tokens):
-                slots = layer.evict(slots, everyone, layer.seen_tokens)
-            layer.cohorts = {0: slots.at_rest()}
+        self.meter = Meter.joined([part.meter for part in parts])
+        self.padding = Padding.joined([part.padding for part in parts])
+        for index, layer in enumerate(self.layers):
+            layers = [part.layers[index] for part in parts]
+            held = [one.held for one in layers if one.held is not None]
+            if held:
+                layer.follow(layers[0])
+                layer.cohorts = {0: joined(held)}
+            for one in layers:
+                one.cohorts = {}
 
     def seen_tokens(self) -> Tensor:
         """int64 ``[B]`` on the CPU: tokens read, padding left out."""
@@ -217,7 +247,7 @@ class MemoryCache(Cache):
     def row_state_bytes(self) -> Tensor:
         """int64 ``[B]`` on the CPU: state of the tokens held, row by row, whoever shares the batch; without padding."""
         held = [layer.held for layer in self.layers if layer.held is not None]
-        return torch.stack([slots.lengths.sum(-1) * slots.token_state_bytes for slots in held]).sum(0)
+        return torch.stack([slots.row_tokens * slots.token_state_bytes for slots in held]).sum(0)
 
     def reset(self) -> None:
         """Forget everything, the account of bytes included."""
@@ -238,8 +268,8 @@ class MemoryCache(Cache):
 
     @property
     def peak_bytes(self) -> int:
-        """Most bytes of keys and values that were held at any moment, room for more left out."""
-        return self.meter.highest
+        """Most bytes of keys and values at any moment; the room for more counts as it is now."""
+        return max(self.meter.highest, self.cache_bytes)
 
     @property
     def state_bytes(self) -> int:

@@ -65,6 +65,11 @@ class Memory(ABC):
         """Genomes that share a batch: with more than one, rows belong to genomes by their place."""
         return 1
 
+    def part(self, genomes: slice) -> Memory:
+        """The same memory under some genomes of the block only."""
+        assert genomes == slice(0, 1), f"{type(self).__name__} is no block of genomes"
+        return self
+
     def empty_trace_channels(self) -> int:
         """Channels C of a trace before anything was observed."""
         return 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from workers.memory.packed import PackedSlots
 from workers.memory.padding import Cohort
 from workers.memory.slots import Slots
 
@@ -47,24 +50,26 @@ class Meter:
         self._settle()
         return self._highest
 
-    def appended(self, slots: Slots, new_tokens: int, cohort: Cohort, num_rows: int) -> None:
+    def appended(self, slots: Slots | PackedSlots, new_tokens: int, cohort: Cohort, num_rows: int) -> None:
         """``new_tokens`` were appended to the rows of a cohort; ``slots`` holds them already."""
-        rows, heads, num_slots = slots.positions.shape
-        token_bytes = _token_bytes(slots)
-        if self._now is None:
+        heads, token_bytes = _heads(slots), _token_bytes(slots)
+        if self._now is None or self._area is None:
             self._now, self._peak, self._area = torch.zeros(3, num_rows, dtype=torch.int64).unbind()
         grown = heads * new_tokens * token_bytes
         # Bytes of this layer after each new token: before + 1, before + 2, … tokens in every head.
-        growth = heads * token_bytes * new_tokens * (new_tokens + 1) // 2
-        if cohort.rows is None and slots.is_even:
+        growth = heads * token_bytes * new_tokens * (new_tokens + 1) // 2 - new_tokens * grown
+        if cohort.rows is None:
             self._common_now += grown
-            self._common_area += new_tokens * (heads * num_slots * token_bytes - grown) + growth
+            self._common_area += growth
+            if isinstance(slots, Slots) and slots.is_even:
+                self._common_area += new_tokens * heads * slots.num_slots * token_bytes
+            else:
+                self._area = self._area + new_tokens * token_bytes * slots.row_tokens
             return
         self._settle()
-        held = slots.lengths.sum(-1) * token_bytes
-        assert self._area is not None
-        self._now = _added(self._now, torch.full((rows,), grown), cohort)
-        self._area = _added(self._area, new_tokens * (held - grown) + growth, cohort)
+        held = slots.row_tokens
+        self._now = _added(self._now, torch.full_like(held, grown), cohort)
+        self._area = _added(self._area, new_tokens * token_bytes * held + growth, cohort)
         self._settle()
 
     def evicted(self, before: Slots, after: Slots, cohort: Cohort) -> None:
@@ -72,16 +77,32 @@ class Meter:
         self._settle()
         assert self._now is not None
         assert self._area is not None
-        dropped = (before.lengths.sum(-1) - after.lengths.sum(-1)) * _token_bytes(before)
+        dropped = (before.row_tokens - after.row_tokens) * _token_bytes(before)
         self._now = _added(self._now, -dropped, cohort)
         self._area = _added(self._area, -dropped, cohort)
 
-    def repeat(self, copies: int) -> None:
-        """Follow the rows of a branched cache."""
+    def repeated(self, copies: int) -> Meter:
+        """That of a branched cache."""
         self._settle()
+        meter = Meter()
         if self._now is not None and self._peak is not None and self._area is not None:
-            self._now, self._peak, self._area = (x.repeat(copies) for x in (self._now, self._peak, self._area))
-        self._highest *= copies
+            meter._now, meter._peak, meter._area = (x.repeat(copies) for x in (self._now, self._peak, self._area))
+        meter._highest = self._highest * copies
+        return meter
+
+    @staticmethod
+    def joined(meters: Sequence[Meter]) -> Meter:
+        """That of rows which were read one group after the other: each group's peak came on top of those before it."""
+        meter, before = Meter(), 0
+        for part in meters:
+            meter._highest = max(meter._highest, before + part.highest)
+            before += 0 if part.now is None else int(part.now.sum())
+        columns = [(part._now, part._peak, part._area) for part in meters]
+        if all(now is not None for now, _, _ in columns):
+            meter._now, meter._peak, meter._area = (
+                torch.cat([x for x in column if x is not None]) for column in zip(*columns, strict=True)
+            )
+        return meter
 
     def _settle(self) -> None:
         """Put what was counted for all rows on each; between evictions bytes only grow, so the last are the most."""
@@ -98,5 +119,9 @@ def _added(total: Tensor, change: Tensor, cohort: Cohort) -> Tensor:
     return total + change if cohort.rows is None else total.index_add(0, cohort.rows.cpu(), change)
 
 
-def _token_bytes(slots: Slots) -> int:
+def _heads(slots: Slots | PackedSlots) -> int:
+    return (slots if isinstance(slots, Slots) else slots.tail).positions.shape[1]
+
+
+def _token_bytes(slots: Slots | PackedSlots) -> int:
     return slots.keys.shape[-1] * slots.keys.itemsize + slots.values.shape[-1] * slots.values.itemsize

@@ -12,7 +12,7 @@ from workers.memory.heads import OFFSET_SCALE, head_genes
 from workers.memory.lookahead import lookahead
 from workers.memory.memory import Decision, LayerView, Memory
 from workers.memory.scorer import ScorerParameters, importances, unfold_genomes
-from workers.memory.selection import row_thresholds, select_wanted
+from workers.memory.selection import part_of, row_thresholds, select_wanted
 from workers.memory.specs import NammSettings, Normalisation
 
 
@@ -55,6 +55,10 @@ class Namm(Memory):
     def with_genome(self, genomes: Tensor) -> Namm:
         """The same memory under other genomes ``[G, genome_size]``."""
         return Namm(self.settings, genomes, self.normalisation, self.threshold)
+
+    def part(self, genomes: slice) -> Namm:
+        """Under some genomes of the block only, each with its own threshold."""
+        return Namm(self.settings, self._genomes[genomes], self.normalisation, part_of(self.threshold, genomes))
 
     def empty_trace_channels(self) -> int:
         """The moving average and one hop of zeros."""

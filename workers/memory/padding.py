@@ -6,7 +6,7 @@ as much padding form a cohort, which is read like a batch of its own: a row's re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +28,8 @@ class Cohort:
 class Padding:
     """How much padding each row of a batch has, as the attention masks of its calls tell."""
 
-    def __init__(self) -> None:
-        self.by_row: tuple[int, ...] = ()
+    def __init__(self, by_row: tuple[int, ...] = ()) -> None:
+        self.by_row = by_row
         """Columns before each row's first token; a row that has had no token yet counts what it has had."""
         self._mask: Tensor | None = None
 
@@ -60,9 +60,14 @@ class Padding:
             rows = [row for row, width in enumerate(self.by_row) if width == padding]
             yield Cohort(padding, torch.tensor(rows, device=device))
 
-    def repeat(self, copies: int) -> None:
-        """Follow the rows of a branched cache."""
-        self.by_row *= copies
+    def repeated(self, copies: int) -> Padding:
+        """That of a branched cache."""
+        return Padding(self.by_row * copies)
+
+    @staticmethod
+    def joined(paddings: Sequence[Padding]) -> Padding:
+        """That of the rows of several caches, one after the other."""
+        return Padding(sum((padding.by_row for padding in paddings), ()))
 
     def _widths(self, mask: Tensor, num_rows: int, seen: int) -> tuple[int, ...]:
         is_left = bool((mask[:, :-1] <= mask[:, 1:]).all())

@@ -60,6 +60,11 @@ def row_thresholds(threshold: float | tuple[float, ...], importance: Tensor) -> 
     return by_genome.repeat_interleave(len(importance) // len(by_genome))[:, None, None]
 
 
+def part_of(threshold: float | tuple[float, ...], genomes: slice) -> float | tuple[float, ...]:
+    """The thresholds of some genomes of a block."""
+    return threshold[genomes] if isinstance(threshold, tuple) else threshold
+
+
 def select_top(importance: Tensor, occupied: Tensor, budget: Tensor) -> Tensor:
     """The ``budget`` most important tokens of each head; the newest is always among them.
 

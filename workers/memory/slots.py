@@ -1,6 +1,6 @@
-"""The tokens that one layer holds: as a working set while its attention runs, and packed at rest.
+"""The tokens that one layer holds while its attention runs, and at rest too where all heads hold as many.
 
-Shapes: B rows, H KV heads, K slots, T tokens of all rows and heads together, d head size, C trace channels.
+Shapes: B rows, H KV heads, K slots, d head size, C trace channels.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ class Slots:
         )
 
     @property
+    def num_slots(self) -> int:
+        """Slots of a head, K."""
+        return self.positions.shape[2]
+
+    @property
     def is_even(self) -> bool:
         """Whether all rows and heads hold the same number of tokens, so that no slot is empty."""
         return not any(self.empty)
@@ -90,7 +95,7 @@ class Slots:
         kept = torch.nonzero_static(keep.flatten(), size=sum(counts))[:, 0]  # by lane, then in ascending order
         vacant = None
         if any(empty):
-            vacant = _vacant(empty, longest, keep.device)
+            vacant = vacant_slots(empty, longest, keep.device)
             order = kept.new_zeros(vacant.shape).masked_scatter_(~vacant, kept).flatten()
         else:
             order = kept
@@ -144,30 +149,6 @@ class Slots:
             recent=tuple(rows.repeat(copies, 1, 1, 1) for rows in self.recent),
         )
 
-    def at_rest(self) -> Slots | PackedSlots:
-        """In the form that holds no empty slot: itself when even, packed otherwise."""
-        if self.is_even:
-            return self
-        longest = self.positions.shape[2]
-        lengths = [longest - empty for empty in self.empty]
-        occupied = ~_vacant(self.empty, longest, self.keys.device)
-        place = torch.nonzero_static(occupied.flatten(), size=sum(lengths))[:, 0]
-
-        def packed(held: Tensor) -> Tensor:
-            return held.flatten(0, 2).index_select(0, place)
-
-        return PackedSlots(
-            keys=packed(self.keys),
-            values=packed(self.values),
-            positions=packed(self.positions),
-            trace=packed(self.full_trace()),
-            recent=packed(self.recent_rows().transpose(2, 3)),
-            place=place.to(torch.int32),
-            rows=self.positions.shape[0],
-            empty=self.empty,
-            longest=longest,
-        )
-
     def at_work(self) -> Slots:
         """Itself."""
         return self
@@ -175,7 +156,12 @@ class Slots:
     @property
     def lengths(self) -> Tensor:
         """int32 ``[B, H]`` on the CPU: tokens held."""
-        return _lengths(self.empty, self.positions.shape[2], self.positions.shape[0])
+        return (self.num_slots - torch.tensor(self.empty, dtype=torch.int32)).view(self.positions.shape[0], -1)
+
+    @property
+    def row_tokens(self) -> Tensor:
+        """int64 ``[B]`` on the CPU: tokens held by all heads."""
+        return self.lengths.sum(-1)
 
     @property
     def cache_bytes(self) -> int:
@@ -203,83 +189,7 @@ class Slots:
         return 4 * (1 + self.trace.shape[-1] + self.num_recent)
 
 
-@dataclass(frozen=True)
-class PackedSlots:
-    """A layer's tokens at rest when heads or rows hold different numbers: one after the other, nothing between."""
-
-    keys: Tensor
-    """``[T, d]``, row by row, head by head."""
-    values: Tensor
-    """``[T, d]``"""
-    positions: Tensor
-    """int32 ``[T]``"""
-    trace: Tensor
-    """float32 ``[T, C]``"""
-    recent: Tensor
-    """float32 ``[T, n]``: attention that the memory has not been told yet."""
-    place: Tensor
-    """int32 ``[T]``: where each token stands among the padded slots ``[B * H * longest]``."""
-    rows: int
-    """B"""
-    empty: tuple[int, ...]
-    """As the padded slots have it."""
-    longest: int
-    """Most tokens that any head holds."""
-
-    def at_work(self) -> Slots:
-        """Unpacked into padded slots."""
-        shape = (self.rows, len(self.empty) // self.rows, self.longest)
-        place = self.place.long()
-
-        def padded(packed: Tensor, filling: int = 0) -> Tensor:
-            slots = packed.new_full((shape[0] * shape[1] * shape[2], *packed.shape[1:]), filling)
-            return slots.index_copy_(0, place, packed).view(*shape, *packed.shape[1:])
-
-        recent = (padded(self.recent).transpose(2, 3),) if self.recent.shape[1] else ()
-        return Slots(
-            padded(self.keys),
-            padded(self.values),
-            padded(self.positions, -1),
-            padded(self.trace),
-            self.empty,
-            recent,
-        )
-
-    def repeat(self, copies: int) -> Slots:
-        """The rows ``copies`` times over, copy by copy: ``[copies * B, …]``."""
-        return self.at_work().repeat(copies)
-
-    @property
-    def lengths(self) -> Tensor:
-        """int32 ``[B, H]`` on the CPU: tokens held."""
-        return _lengths(self.empty, self.longest, self.rows)
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of the keys and values."""
-        return self.keys.nbytes + self.values.nbytes
-
-    @property
-    def spare_bytes(self) -> int:
-        """None."""
-        return 0
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of what the memory adds: positions, places, traces and attention that it is yet to be told."""
-        return self.positions.nbytes + self.place.nbytes + self.trace.nbytes + self.recent.nbytes
-
-    @property
-    def token_state_bytes(self) -> int:
-        """Bytes of a token's position, trace and untold attention, however it is stored beside others."""
-        return 4 * (1 + self.trace.shape[-1] + self.recent.shape[-1])
-
-
-def _lengths(empty: tuple[int, ...], num_slots: int, rows: int) -> Tensor:
-    return (num_slots - torch.tensor(empty, dtype=torch.int32)).view(rows, -1)
-
-
-def _vacant(empty: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:
+def vacant_slots(empty: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:
     """Bool ``[L, K]``: the slots before each head's first token."""
     count = torch.tensor(empty, device=device)[:, None]
     return torch.arange(num_slots, device=device) < count

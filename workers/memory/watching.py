@@ -25,6 +25,7 @@ from workers.memory.features import SpectralSums
 from workers.memory.kernels import kernels_for
 from workers.memory.memory import Memory
 from workers.memory.options import AttentionOptions
+from workers.memory.packed import PackedSlots
 from workers.memory.slots import Slots
 
 TILE_SCORES = {"cpu": 1 << 18}
@@ -208,18 +209,22 @@ RIPE_ROWS = 16
 
 
 def watch(
-    query: Tensor, slots: Slots, first_query: int, options: AttentionOptions, memory: Memory
-) -> tuple[Tensor, Slots]:
+    query: Tensor, held: Slots | PackedSlots, first_query: int, options: AttentionOptions, memory: Memory
+) -> tuple[Tensor, Slots | PackedSlots]:
     """Attention of a block of queries ``[B, H * r, n, d]``, and the slots with what the memory learns from it."""
-    if not memory.reads_attention:
-        return attend_unwatched(query, slots, first_query, options), slots
     num_queries = query.shape[2]
+    if isinstance(held, PackedSlots):
+        output, rows = attend_packed(query, held, first_query, options)
+        held = held.with_recent(rows) if memory.reads_attention else held
+        return output, told(held, memory) if held.num_recent >= RIPE_ROWS else held
+    if not memory.reads_attention:
+        return attend_unwatched(query, held, first_query, options), held
     if num_queries < RIPE_ROWS:
-        gathered = WholeRows(slots, num_queries)
-        output = attend(query, slots, first_query, options, gathered)
-        slots = slots.with_recent(gathered.attention)
-        return output, told(slots, memory) if slots.num_recent >= RIPE_ROWS else slots
-    slots = told(slots, memory)
+        gathered = WholeRows(held, num_queries)
+        output = attend(query, held, first_query, options, gathered)
+        held = held.with_recent(gathered.attention)
+        return output, told(held, memory) if held.num_recent >= RIPE_ROWS else held
+    slots = told(held, memory)
     spectrum = memory.spectrum
     kernels = kernels_for(query)
     if spectrum is not None and kernels is not None and kernels.can_serve(query, slots, options, spectrum):
@@ -234,10 +239,50 @@ def watch(
     return output, slots.with_trace(memory.observe(slots.trace, gathered.attention))
 
 
-def told(slots: Slots, memory: Memory) -> Slots:
+def told(held: Slots | PackedSlots, memory: Memory) -> Slots:
     """The slots when the memory has been told all of their attention; its trace is of all slots."""
+    slots = held.at_work()
     trace = slots.full_trace()
     return slots.with_trace(memory.observe(trace, slots.recent_rows()) if slots.recent else trace)
+
+
+def attend_packed(
+    query: Tensor, held: PackedSlots, first_query: int, options: AttentionOptions
+) -> tuple[Tensor, Tensor]:
+    """Attention of one token ``[B, H * r, 1, d]`` to tokens that are packed, its own among them.
+
+    On a processor every lane is attended to where it lies, so that no more bytes are read than are held; on an
+    accelerator that would be too many launches, and for a sliding window their positions are asked for, and
+    a gradient is taken of no part of a tensor: there they are unpacked, but their traces are not.
+
+    Returns:
+        The output, and the attention float32 ``[B, H, 1, longest + tail]``, aligned at the newest token.
+    """
+    if query.is_cuda or options.sliding_window is not None or torch.is_grad_enabled():
+        slots = held.in_view()
+        gathered = WholeRows(slots, 1)
+        return attend(query, slots, first_query, options, gathered), gathered.attention
+    num_rows, heads = held.tail.positions.shape[:2]
+    lanes, size, longest, tail = num_rows * heads, query.shape[-1], held.longest, held.tail
+    is_exact = query.dtype == torch.float32
+    queries = (query * options.scaling if is_exact else query).reshape(lanes, -1, size)
+    scores = queries.new_full((lanes, queries.shape[1], longest + tail.num_slots), -torch.inf)
+    torch.bmm(queries, tail.keys.flatten(0, 1).transpose(1, 2), out=scores[..., longest:])
+    for lane, (start, stop) in enumerate(held.spans()):
+        torch.mm(queries[lane], held.keys[start:stop].T, out=scores[lane, :, longest + start - stop : longest])
+    if not is_exact:
+        scores = scores * options.scaling
+    if options.softcap is not None:
+        capped = torch.tanh(scores / options.softcap) * options.softcap
+        scores = capped.masked_fill_(scores == -torch.inf, -torch.inf)
+    weights = _softmax(scores[:, :, None], _lane_sinks(options.sinks, heads, slice(0, lanes)))
+    mixing = weights[:, :, 0].to(held.values.dtype)
+    output = torch.bmm(mixing[..., longest:], tail.values.flatten(0, 1))
+    for lane, (start, stop) in enumerate(held.spans()):
+        output[lane].addmm_(mixing[lane, :, longest + start - stop : longest], held.values[start:stop])
+    rows = weights.new_empty(lanes, 1, longest + tail.num_slots)
+    average(weights, rows)
+    return output.view(num_rows, -1, 1, output.shape[-1]), rows.view(num_rows, heads, 1, -1)
 
 
 def attend_unwatched(query: Tensor, slots: Slots, first_query: int, options: AttentionOptions) -> Tensor:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.workers.memory.tiny import drive, held_positions, random_ids, rival, tiny_model
 from workers.memory.heuristics import HEURISTICS
 from workers.memory.memory import LayerView
+from workers.memory.packed import at_rest
 from workers.memory.slots import Slots
 
 ROWS, HEADS, EVERY, SIZE = 2, 2, 8, 4
@@ -90,7 +91,7 @@ def run_both(name: str, layer: int, tokens: int, seed: int) -> tuple[list, list,
         if (position + 1) % EVERY == 0:
             view = LayerView(layer, position + 1, slots.keys, slots.values, slots.positions, slots.trace)
             before.append(slots.lengths.tolist())
-            slots = slots.select(memory.decide(view).keep).at_rest().at_work()
+            slots = at_rest(slots.select(memory.decide(view).keep)).at_work()
             for row in naive:
                 for head in row:
                     head.evict(name)
