@@ -195,7 +195,7 @@ def contenders_of(model: PreTrainedModel, shape: Shape, options: argparse.Namesp
     for name in options.contenders:
         if name in RIVALS:
             found[name] = rival(name, shape, options.kept)
-        elif options.cap:
+        elif options.cap and name == "even":
             found[name] = capped(name, options.kept, 1, model)
         else:
             found[name] = calibrated(model, shape, name, [options.kept])

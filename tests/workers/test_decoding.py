@@ -21,7 +21,8 @@ from tests.workers.memory.tiny import (
     tiny_normalisation,
     tiny_settings,
 )
-from workers.decoding import decode_greedily, score_answers
+from workers import decoding
+from workers.decoding import Footprint, decode_greedily, score_answers
 from workers.memory.attention import memory_attached
 from workers.memory.memory import KeepAll
 from workers.memory.namm import Namm
@@ -159,3 +160,24 @@ def test_decoding_evicts_as_reading_the_same_text_does(memory):
     assert held_positions(cache) == held_positions(other)
     assert cache.held_tokens().max() < 50
     assert largest_difference(completions.logits[:, -1], logits[:, -1]) < 1e-5
+
+
+@pytest.mark.parametrize("heads", ["even", "ragged"])
+def test_a_block_gives_the_same_in_groups_of_any_size(heads, monkeypatch):
+    model, ids = tiny_model(), random_ids(2, 45, seed=4)
+    memory, spans, rows_of_calls = tiny_namm(tiny_settings(heads=heads), count=5), [(20, 22), (40, 45)], []
+    model.register_forward_pre_hook(
+        lambda _model, _arguments, named: rows_of_calls.append(len(named["input_ids"])), with_kwargs=True
+    )
+    found = []
+    for tokens in (1, 160, 100_000):
+        monkeypatch.setattr(decoding, "GROUP_TOKENS", {"cpu": tokens})
+        found.append(score_answers(model, memory, ids, spans, 5))
+    assert rows_of_calls == [2, 2, 2, 2, 2, 2, 2, 4, 4, 2, 2, 10]
+    for answers, cache in found[:-1]:
+        expected, whole = found[-1]
+        torch.testing.assert_close(answers.probability, expected.probability, rtol=1e-5, atol=1e-7)
+        assert cache.held_tokens().tolist() == whole.held_tokens().tolist()
+        ours, theirs = Footprint.of(cache), Footprint.of(whole)
+        for field in ("mean_bytes", "peak_bytes", "state_bytes"):
+            assert getattr(ours, field).tolist() == getattr(theirs, field).tolist()

@@ -1,0 +1,138 @@
+"""Packed slots: attended to where they lie, not moved while tokens are decoded, joined from groups of rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.workers.memory.test_watching import HELD, NEW, ragged_slots
+from tests.workers.memory.tiny import random_ids, rival, tiny_model, tiny_namm, tiny_settings
+from workers.memory import watching
+from workers.memory.attention import memory_attached
+from workers.memory.cache import MemoryCache
+from workers.memory.options import AttentionOptions
+from workers.memory.packed import PackedSlots, at_rest, joined, packed
+from workers.memory.slots import Slots
+
+AFTER = HELD + NEW
+OPTIONS = {
+    "plain": AttentionOptions(0.3),
+    "softcap": AttentionOptions(0.3, softcap=2.0),
+    "sinks": AttentionOptions(0.3, sinks=torch.linspace(-1, 2, 8)),
+    "window": AttentionOptions(0.3, sliding_window=120),
+}
+
+
+def normal(*shape: int, seed: int = 5, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def with_decoded(held: Slots | PackedSlots, dtype: torch.dtype = torch.float32) -> Slots | PackedSlots:
+    """Three tokens later."""
+    for token in range(3):
+        held = held.append(
+            normal(2, 2, 1, 16, seed=token, dtype=dtype), normal(2, 2, 1, 16, seed=9, dtype=dtype), AFTER + token
+        )
+    return held
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_token_attends_to_packed_slots_as_to_padded_ones(options, dtype):
+    slots, query = ragged_slots(dtype), normal(2, 8, 1, 16, dtype=dtype)
+    padded, lying = with_decoded(slots, dtype), with_decoded(packed(slots), dtype)
+    rows = watching.WholeRows(padded, 1)
+    expected = watching.attend(query, padded, AFTER + 2, OPTIONS[options], rows)
+    output, attention = watching.attend_packed(query, lying, AFTER + 2, OPTIONS[options])
+    bound = 1e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(output, expected, rtol=bound, atol=bound)
+    torch.testing.assert_close(attention, rows.attention, rtol=bound, atol=bound)
+
+
+@torch.no_grad()
+def test_what_the_memory_is_yet_to_be_told_survives_packing_at_any_moment():
+    slots = ragged_slots(torch.float32)
+    first, second = (
+        normal(2, 2, 1, slots.num_slots + new, seed=new).masked_fill_(
+            torch.nn.functional.pad(slots.positions, (0, new))[:, :, None] < 0, 0.0
+        )
+        for new in (0, 1)
+    )
+    key = normal(2, 2, 1, 16)
+    expected = slots.with_recent(first).append(key, key, AFTER).with_recent(second)
+    for held in (
+        packed(slots).with_recent(first).append(key, key, AFTER).with_recent(second),
+        packed(slots.with_recent(first)).append(key, key, AFTER).with_recent(second),
+    ):
+        again = held.at_work()
+        assert held.num_recent == again.num_recent == 2
+        assert torch.equal(again.recent_rows(), expected.recent_rows())
+        assert torch.equal(again.full_trace(), expected.full_trace())
+        assert torch.equal(again.positions, expected.positions)
+        assert held.lengths.tolist() == expected.lengths.tolist()
+        assert held.row_tokens.tolist() == expected.row_tokens.tolist()
+        assert held.state_bytes == int(held.lengths.sum() * held.token_state_bytes) - _untraced(held)
+
+
+def _untraced(held: PackedSlots) -> int:
+    """Bytes that the tail's tokens do not need yet, less its room."""
+    tail = held.tail
+    lanes, needed = len(held.counts), tail.num_slots * held.token_state_bytes
+    return lanes * needed - tail.state_bytes
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [tiny_namm(tiny_settings(heads="ragged", update_every=64)), rival("l2norm", [[1, 9], [4, 4]], 64)],
+    ids=["namm", "l2norm"],
+)
+def test_decoding_leaves_packed_tokens_where_they_are(memory):
+    """Unpacking for every token would be as many places as tokens."""
+    model, places = tiny_model(), set()
+    with torch.inference_mode(), memory_attached(model, memory) as cache:
+        model(random_ids(1, 64), past_key_values=cache, use_cache=True)
+        assert isinstance(cache.layers[0].held, PackedSlots)
+        for token in random_ids(1, 40)[0]:
+            model(token[None, None], past_key_values=cache, use_cache=True)
+            places.add(cache.layers[0].held.keys.data_ptr())
+    assert len(places) <= 40 // watching.RIPE_ROWS + 1
+
+
+@pytest.mark.parametrize("heads", ["even", "ragged"])
+@pytest.mark.parametrize("tokens", [17, 16, 21])
+@torch.no_grad()
+def test_rows_that_were_read_apart_go_on_together(heads, tokens):
+    model, ids = tiny_model(), random_ids(1, tokens)
+    memory, more = tiny_namm(tiny_settings(heads=heads), count=3), random_ids(3, 12, seed=3)
+    parts = []
+    for genome in range(3):
+        part = MemoryCache(memory.part(slice(genome, genome + 1)), len(model.model.layers))
+        with memory_attached(model, memory) as whole:
+            model(ids, past_key_values=part, use_cache=True)
+            if genome < 2:
+                parts.append(part)
+                continue
+            whole.join(memory, [*parts, part])
+            together = [model(token, past_key_values=whole, use_cache=True).logits for token in more.split(1, dim=1)]
+    assert not part.layers[0].cohorts
+    with memory_attached(model, memory) as cache:
+        model(ids.expand(3, -1), past_key_values=cache, use_cache=True)
+        expected = [model(token, past_key_values=cache, use_cache=True).logits for token in more.split(1, dim=1)]
+    torch.testing.assert_close(torch.cat(together, dim=1), torch.cat(expected, dim=1), rtol=1e-5, atol=1e-5)
+    assert whole.held_tokens().tolist() == cache.held_tokens().tolist()
+    for field in ("now", "peak", "area"):
+        assert getattr(whole.meter, field).tolist() == getattr(cache.meter, field).tolist()
+
+
+def test_joined_even_rows_stay_even():
+    def even(tokens: int) -> Slots:
+        slots = Slots.nothing(normal(1, 2, 0, 4), normal(1, 2, 0, 4), 3)
+        slots = slots.append(normal(1, 2, tokens, 4), normal(1, 2, tokens, 4), 0)
+        return slots.with_trace(slots.full_trace())
+
+    assert isinstance(joined([even(5), even(5)]), Slots)
+    both = joined([even(5), even(7)])
+    assert isinstance(both, PackedSlots)
+    assert both.lengths.tolist() == [[5, 5], [7, 7]]
+    assert at_rest(both) is both
