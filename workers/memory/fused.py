@@ -49,7 +49,7 @@ def attend_and_observe(
     lanes, group = rows * heads, query_heads // heads
     keys, values = slots.keys.flatten(0, 1), slots.values.flatten(0, 1)
     queries = query.reshape(rows * query_heads, num_queries, size)
-    empty = torch.tensor(slots.empty, dtype=torch.int32, device=query.device)
+    empty = _empty(slots.empty, query.device)
     output = torch.empty_like(queries, memory_format=torch.contiguous_format)
     log_sums = torch.empty(rows * query_heads, num_queries, dtype=torch.float32, device=query.device)
     scale = options.scaling * LOG2_E
@@ -93,7 +93,7 @@ def attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
     output = torch.empty(rows * heads, num_slots, size, dtype=query.dtype, device=query.device)
     log_sums = torch.empty(rows * heads, num_slots, dtype=torch.float32, device=query.device)
-    empty = torch.zeros(rows * heads, dtype=torch.int32, device=query.device)
+    empty = _empty((0,) * (rows * heads), query.device)
     _attend[(triton.cdiv(num_slots, 64), rows * heads)](
         query, key, value, output, log_sums, empty,
         query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),
@@ -101,6 +101,12 @@ def attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         GROUP=1, SIZE=size, QUERIES=64, SLOTS=64, PRECISION="tf32x3", num_warps=4, num_stages=2,
     )  # fmt: skip
     return output.view(rows, heads, num_slots, size)
+
+
+@functools.lru_cache(maxsize=64)
+def _empty(empty: tuple[int, ...], device: torch.device) -> Tensor:
+    """Empty slots before the first token of each lane, int32 ``[L]``: mostly none, so that nothing is copied."""
+    return torch.tensor(empty, dtype=torch.int32, device=device)
 
 
 @functools.lru_cache(maxsize=8)

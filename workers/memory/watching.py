@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
 from workers.memory.features import SpectralSums
 from workers.memory.kernels import kernels_for
@@ -292,7 +293,9 @@ def attend_unwatched(query: Tensor, slots: Slots, first_query: int, options: Att
         return attend(query, slots, first_query, options, None)
     mask = None
     is_square = slots.is_even and num_queries == num_slots and options.sliding_window is None
-    if not is_square and (num_queries > 1 or not slots.is_even or options.sliding_window is not None):
+    if query.is_cuda and slots.is_even and 1 < num_queries < num_slots and options.sliding_window is None:
+        mask = causal_lower_right(num_queries, num_slots)  # flash attention knows this one, without a mask in memory
+    elif not is_square and (num_queries > 1 or not slots.is_even or options.sliding_window is not None):
         mask = _seen(slots, first_query, num_queries, options.sliding_window)
         if mask.shape[1] > 1:
             mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
