@@ -137,9 +137,10 @@ def _fold_lanes(rows: Tensor, frames: int, average: Tensor, decay: float) -> Non
 def _magnitudes(spectra: Tensor) -> Tensor:
     """Of spectra ``[..., 2 * hop, c]``, real parts before imaginary ones, to ``[..., bins, c]``, in their place."""
     hop = spectra.shape[-2] // 2
-    power = spectra.square_()
-    power[..., 1:hop, :] += power[..., hop + 1 :, :]
-    return power[..., : hop + 1, :].sqrt_()
+    imaginary = spectra[..., hop + 1 :, :]
+    power = spectra[..., : hop + 1, :].square_()
+    power[..., 1:hop, :].addcmul_(imaginary, imaginary)
+    return power.sqrt_()
 
 
 @functools.lru_cache(maxsize=64)

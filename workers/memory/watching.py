@@ -291,7 +291,7 @@ def attend_unwatched(query: Tensor, slots: Slots, first_query: int, options: Att
     num_queries, num_slots = query.shape[2], slots.positions.shape[2]
     if options.softcap is not None or options.sinks is not None:
         return attend(query, slots, first_query, options, None)
-    mask = None
+    mask: Tensor | None = None
     is_square = slots.is_even and num_queries == num_slots and options.sliding_window is None
     if query.is_cuda and slots.is_even and 1 < num_queries < num_slots and options.sliding_window is None:
         mask = causal_lower_right(num_queries, num_slots)  # flash attention knows this one, without a mask in memory
