@@ -1,0 +1,37 @@
+"""How often the host waits for an accelerator: once for each layer and update, never for a decoded token."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from tests.workers.memory.tiny import NUM_LAYERS, drive, random_ids, tiny_model, tiny_namm, tiny_settings
+from workers.memory.memory import KeepAll, Memory
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no accelerator"),
+]
+
+
+def waits(memory: Memory, tokens: int, cuts: tuple[int, ...]) -> int:
+    """Of reading a prompt in pieces; tables and kernels are there already."""
+    model, ids = tiny_model(implementation="sdpa").cuda(), random_ids(1, tokens).cuda()
+    drive(model, memory, ids, cuts)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            drive(model, memory, ids, cuts)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(one.message) for one in told)
+
+
+@pytest.mark.parametrize("heads", ["even", "ragged"])
+@pytest.mark.parametrize("cuts", [(), (33, 34, 35, 36, 37, 38, 39)], ids=["at-once", "then-decoded"])
+def test_the_host_waits_once_for_each_layer_and_update(heads, cuts):
+    memory, tokens = tiny_namm(tiny_settings(heads=heads, update_every=16)), 43
+    assert waits(memory, tokens, cuts) - waits(KeepAll(), tokens, cuts) == NUM_LAYERS * (tokens // 16)
