@@ -191,5 +191,5 @@ class Slots:
 
 def vacant_slots(empty: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:
     """Bool ``[L, K]``: the slots before each head's first token."""
-    count = torch.tensor(empty, device=device)[:, None]
+    count = torch.tensor(empty).to(device, non_blocking=True)[:, None]
     return torch.arange(num_slots, device=device) < count
