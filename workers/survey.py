@@ -150,7 +150,7 @@ def _facts(layer: MemoryLayer) -> LayerFacts:
         kv_heads=heads,
         key_size=key_size,
         value_size=slots.values.shape[-1],
-        token_bytes=slots.cache_bytes // tokens,
+        token_bytes=(slots.cache_bytes - slots.spare_bytes) // tokens,
         sliding_window=layer.options.sliding_window,
         softcap=layer.options.softcap,
         has_sinks=layer.options.sinks is not None,

@@ -58,7 +58,7 @@ class Completion:
     held_tokens: tuple[tuple[int, ...], ...]
     """Tokens in the cache in the end, by layer and KV head."""
     cache_bytes: int
-    """Bytes of the keys and values in the end."""
+    """Bytes of the keys and values in the end, the room for more left out."""
     full_cache_bytes: int
     """Bytes that the same cache would hold if nothing had been evicted."""
     peak_bytes: int
@@ -181,7 +181,7 @@ def complete(language_model: LanguageModel, memory: Memory, prompt: str, max_new
         new_tokens=len(said),
         seen_tokens=cache.get_seq_length(),
         held_tokens=tuple(map(tuple, held.tolist())),
-        cache_bytes=cache.cache_bytes,
+        cache_bytes=cache.cache_bytes - cache.spare_bytes,
         full_cache_bytes=sum(_bytes_of_everything(layer) for layer in cache.layers),
         peak_bytes=int(cache.meter.peak[0]) if cache.meter.peak is not None else 0,
         state_bytes=cache.state_bytes,
@@ -285,4 +285,5 @@ def _bytes_of_everything(layer: MemoryLayer) -> int:
     if layer.held is None:
         return 0
     held = layer.held.lengths
-    return layer.held.cache_bytes // int(held.sum()) * layer.seen_tokens * held.numel()
+    token_bytes = (layer.held.cache_bytes - layer.held.spare_bytes) // int(held.sum())
+    return token_bytes * layer.seen_tokens * held.numel()
