@@ -220,6 +220,7 @@ def test_units_and_tables_are_the_same_on_an_object_store(run_address, tmp_path)
     for store in stores.values():
         for unit in units[:2]:
             store.put_unit(unit)
+    assert len(list(stores["s3"].units(0))) == 2  # which waits for uploads that are under way
     stores["s3"] = Store(run_address)  # a driver that did not put them itself
     for store in stores.values():
         store.put_unit(units[2])
