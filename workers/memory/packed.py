@@ -113,10 +113,6 @@ class PackedSlots:
         slots = packed.new_full((len(self.counts) * self.longest, *packed.shape[1:]), filling)
         return slots.index_copy_(0, place, packed).view(rows, heads, self.longest, *packed.shape[1:])
 
-    def at_rest(self) -> PackedSlots:
-        """Itself."""
-        return self
-
     def repeat(self, copies: int) -> Slots:
         """The rows ``copies`` times over, copy by copy: ``[copies * B, …]``."""
         return self.at_work().repeat(copies)
