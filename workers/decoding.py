@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from workers.memory.attention import memory_attached
 from workers.memory.cache import MemoryCache
 from workers.memory.memory import KeepAll, Memory
+from workers.memory.replay import Decoder
 
 PREFILL_TOKENS = 1024
 """Most tokens of a row in one forward call. A constant, because results must not depend on the machine."""
@@ -104,9 +105,9 @@ def decode_greedily(
     logits = prefill(model, cache, ids, prefill_tokens)
     decoded, seen_logits = [logits.argmax(-1)], [logits]
     stops = torch.tensor(list(stop_ids), device=ids.device)
-    stopped = torch.isin(decoded[0], stops)
+    stopped, decoder = torch.isin(decoded[0], stops), Decoder(model, cache)
     while len(decoded) < max_new_tokens and not bool(stopped.all()):
-        logits = model(input_ids=decoded[-1][:, None], past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = decoder(decoded[-1][:, None])
         token = torch.where(stopped, decoded[-1], logits.argmax(-1))
         stopped |= torch.isin(token, stops)
         decoded.append(token)
@@ -186,9 +187,9 @@ def complete(
         completions = logits.argmax(-1)[:, None]
         ended = has_ended(completions)
         lengths = torch.ones(len(completions), dtype=torch.int64)
-        held = Footprint.of(cache)
+        held, decoder = Footprint.of(cache), Decoder(model, cache)
         while completions.shape[1] < max_new_tokens and not bool(ended.all()):
-            logits = model(input_ids=completions[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
+            logits = decoder(completions[:, -1:])
             completions = torch.cat([completions, logits.argmax(-1)[:, None]], dim=1)
             lengths += ~ended.cpu()
             ending = ~ended & has_ended(completions)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from workers.memory.attention import memory_attached
 from workers.memory.build import build_memory
 from workers.memory.memory import Memory
 from workers.memory.namm import Namm, StatisticsPass
+from workers.memory.replay import Decoder
 from workers.memory.specs import NammSettings, Normalisation, RivalSpec
 
 PLAIN = "plain SDPA"
@@ -114,11 +114,10 @@ def prompt_ids(shape: Shape, rows: int, tokens: int, device: torch.device) -> Te
     return torch.randint(3, shape.vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(1)).to(device)
 
 
-def decode(model: PreTrainedModel, cache: Any, logits: Tensor, tokens: int) -> None:
+def decode(step: Callable[[Tensor], Tensor], logits: Tensor, tokens: int) -> None:
     """Greedily, without asking the device anything on the way."""
     for _ in range(tokens):
-        token = logits.argmax(-1, keepdim=True)
-        logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = step(logits.argmax(-1, keepdim=True))
 
 
 @torch.inference_mode()
@@ -127,7 +126,7 @@ def read_plain(model: PreTrainedModel, ids: Tensor, decoded: int) -> Reading:
     cache, clock = DynamicCache(), Clock(ids.device)
     logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
     reading = clock.lap()
-    decode(model, cache, logits, decoded)
+    decode(lambda ids: model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1], logits, decoded)
     decoding = clock.lap()
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     return Reading(
@@ -150,7 +149,7 @@ def read_under(model: PreTrainedModel, name: str, memory: Memory, ids: Tensor, d
                 model, cache, ids, copies, ids.shape[1] - 1, lambda part, rest, _shared: prefill(model, part, rest)
             )
         reading = clock.lap()
-        decode(model, cache, logits, decoded)
+        decode(Decoder(model, cache), logits, decoded)
         decoding = clock.lap()
         return Reading(
             contender=name, prompt=ids.shape[1], rows=len(ids), genomes=copies, decoded=decoded,

@@ -68,6 +68,10 @@ def memory_attention(
     if any(padding.by_row) and layer.cache.memory.num_genomes > 1:
         raise UnsupportedUseError("a block of genomes takes no padded batches: group prompts of equal length")
     layer.cache.layer_begins(layer.index)
+    if layer.open is not None:
+        output = layer.open.attend(query, key, value, options)
+        layer.cache.layer_ends(layer.index)
+        return output.transpose(1, 2).contiguous(), None
     output = None
     for cohort in padding.cohorts(query.device):
         if cohort.rows is None:

@@ -19,6 +19,7 @@ from workers.memory.compiling import outside_graphs
 from workers.memory.errors import UnsupportedUseError
 from workers.memory.memory import Decision, LayerView, Memory
 from workers.memory.meter import Meter
+from workers.memory.open_slots import OpenSlots
 from workers.memory.options import AttentionOptions
 from workers.memory.packed import PackedSlots, at_rest, joined
 from workers.memory.padding import Cohort, Padding
@@ -50,6 +51,8 @@ class MemoryLayer(CacheLayerMixin):
         """What the rows of each cohort hold, by their padding; without padding there is one, at 0."""
         self.options: AttentionOptions | None = None
         """What the model asked of this layer's attention in the last call."""
+        self.open: OpenSlots | None = None
+        """Set while a call is recorded or replayed: it then keeps no account here."""
 
     @property
     def cache(self) -> MemoryCache:

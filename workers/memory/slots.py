@@ -67,7 +67,7 @@ class Slots:
             # Single tokens are followed by more of them, the block of a prompt by an eviction; and what a gradient is
             # to be taken of must stay as it is.
             is_growing = new == 1 and not torch.is_grad_enabled()
-            buffers = self._moved(held + new + (max(LEAST_ROOM, held // LEAST_ROOM) if is_growing else 0))
+            buffers = self.moved(held + new + (max(LEAST_ROOM, held // LEAST_ROOM) if is_growing else 0))
         positions: int | Tensor = first_position
         if new > 1:
             positions = torch.arange(first_position, first_position + new, dtype=torch.int32, device=keys.device)
@@ -76,7 +76,7 @@ class Slots:
         keys, values, positions = (buffer[:, :, : held + new] for buffer in buffers)
         return replace(self, keys=keys, values=values, positions=positions, buffers=buffers)
 
-    def _moved(self, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    def moved(self, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
         """The tokens in buffers for ``capacity`` of them."""
 
         def moved(held: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ def attend(
         mask = hidden(slots, tile, first_query, options.sliding_window)
         if mask is not None:
             scores[..., scores.shape[-1] - mask.shape[-1] :].masked_fill_(mask[:, None], -torch.inf)
-        weights = _softmax(scores, _lane_sinks(options.sinks, heads, tile.lanes))
+        weights = softmax(scores, _lane_sinks(options.sinks, heads, tile.lanes))
         mixed = torch.bmm(weights.to(values.dtype).flatten(1, 2), values[tile.lanes, tile.columns])
         output[tile.lanes, :, tile.queries] = mixed.view(lanes, group, count, -1)
         if observer is not None:
@@ -158,7 +158,7 @@ def _lane_sinks(sinks: Tensor | None, heads: int, lanes: slice) -> Tensor | None
     return sinks.view(heads, -1)[of_lane][..., None, None]
 
 
-def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     """Over the slots, in float32: ``[l, r, t, c]``."""
     if sinks is None:
         return torch.softmax(scores, dim=-1, dtype=torch.float32)
@@ -276,7 +276,7 @@ def attend_packed(
     if options.softcap is not None:
         capped = torch.tanh(scores / options.softcap) * options.softcap
         scores = capped.masked_fill_(scores == -torch.inf, -torch.inf)
-    weights = _softmax(scores[:, :, None], _lane_sinks(options.sinks, heads, slice(0, lanes)))
+    weights = softmax(scores[:, :, None], _lane_sinks(options.sinks, heads, slice(0, lanes)))
     mixing = weights[:, :, 0].to(held.values.dtype)
     output = torch.bmm(mixing[..., longest:], tail.values.flatten(0, 1))
     for lane, (start, stop) in enumerate(held.spans()):

@@ -1,0 +1,212 @@
+"""Decoding by replay gives what decoding plainly gives: logits, what is held, traces, and the account of bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.workers.memory.tiny import (
+    NUM_LAYERS,
+    held_positions,
+    largest_difference,
+    random_ids,
+    rival,
+    tiny_model,
+    tiny_namm,
+    tiny_settings,
+)
+from tests.workers.memory.zoo import ARCHITECTURES, zoo_model
+from workers.decoding import prefill
+from workers.memory.attention import memory_attached
+from workers.memory.cache import MemoryCache
+from workers.memory.memory import KeepAll, Memory
+from workers.memory.open_slots import OpenSlots
+from workers.memory.replay import PLAIN_TOKENS, Call, Decoder, Recorder
+
+MEMORIES = {  # for one text a genome: rows of even heads that hold different numbers are packed
+    "namm": tiny_namm(tiny_settings(heads="even", update_every=32)),
+    "namm-often": tiny_namm(tiny_settings(heads="even", update_every=8)),
+    "block": tiny_namm(tiny_settings(heads="even", update_every=32, cap=9), count=2),
+    "ragged": tiny_namm(tiny_settings(heads="ragged", update_every=32)),
+    "h2o": rival("h2o", 9, update_every=32),
+    "recent": rival("recent", 9, update_every=32),
+    "full": KeepAll(),
+}
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no accelerator")]
+
+
+def again(call: Call) -> Call:
+    """In the place of a graph: the call itself, which must then do all anew that a graph would."""
+    return call
+
+
+def refused(_call: Call) -> Call:
+    """As when a model asks the device for something."""
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+class Counted:
+    """How often a recorder was asked, and its calls were made."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder, self.recordings, self.calls = recorder, 0, 0
+
+    def __call__(self, call: Call) -> Call:
+        self.recordings += 1
+        recorded = self._recorder(call)
+
+        def counted() -> Tensor:
+            self.calls += 1
+            return recorded()
+
+        return counted
+
+
+@torch.inference_mode()
+def decoded(model, memory: Memory, ids: Tensor, prompt: int, recorder: Recorder | None) -> tuple[Tensor, MemoryCache]:
+    """Logits of the tokens behind the prompt, fed one by one; without a recorder plainly."""
+    with memory_attached(model, memory) as cache:
+        logits = [prefill(model, cache, ids[:, :prompt])]
+        decoder = Decoder(model, cache, recorder)
+        for token in ids[:, prompt:].split(1, dim=1):
+            if recorder is None:
+                logits.append(model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1])
+            else:
+                logits.append(decoder(token))
+    return torch.stack(logits, dim=1), cache
+
+
+def require_equal(ours: tuple[Tensor, MemoryCache], theirs: tuple[Tensor, MemoryCache], bound: float = 1e-5) -> None:
+    """All that is left of a text."""
+    assert largest_difference(ours[0], theirs[0]) < bound
+    assert held_positions(ours[1]) == held_positions(theirs[1])
+    for mine, other in zip(ours[1].layers, theirs[1].layers, strict=True):
+        assert mine.seen_tokens == other.seen_tokens
+        mine, other = mine.held.at_work(), other.held.at_work()
+        assert mine.num_recent == other.num_recent
+        torch.testing.assert_close(mine.full_trace(), other.full_trace(), rtol=bound, atol=bound)
+        torch.testing.assert_close(mine.recent_rows(), other.recent_rows(), rtol=bound, atol=bound)
+    assert torch.equal(ours[1].meter.area, theirs[1].meter.area)
+    assert torch.equal(ours[1].meter.peak, theirs[1].meter.peak)
+    assert torch.equal(ours[1].row_state_bytes(), theirs[1].row_state_bytes())
+
+
+@pytest.mark.parametrize("prompt", [34, 40, 63])
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_replayed_token_is_a_plain_one(name, prompt):
+    memory, model = MEMORIES[name], tiny_model()
+    ids = random_ids(memory.num_genomes, 108, seed=3)
+    counted = Counted(again)
+    require_equal(decoded(model, memory, ids, prompt, counted), decoded(model, memory, ids, prompt, None))
+    if name == "ragged":
+        assert counted.calls == 0  # what heads hold differs, so there are no open places
+    else:
+        assert counted.calls > 20
+
+
+def test_an_update_is_never_replayed():
+    memory, counted = MEMORIES["namm-often"], Counted(again)
+    decoded(tiny_model(), memory, random_ids(1, 104), 40, counted)
+    updates, tokens = (104 - 40) // 8, 104 - 40
+    assert counted.calls == tokens - updates - PLAIN_TOKENS
+    assert counted.recordings == updates
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_replayed_or_decoded_plainly(name, dtype):
+    memory, model = MEMORIES["namm"], zoo_model(name).to(dtype)
+    bound = 2e-5 if dtype == torch.float32 else 0.05
+    ids = random_ids(1, 62, seed=3)
+    ours, theirs = (decoded(model, memory, ids, 40, recorder) for recorder in (again, None))
+    if dtype == torch.float32:
+        require_equal(ours, theirs, bound)
+    assert largest_difference(ours[0].float(), theirs[0].float()) < bound
+
+
+def test_what_cannot_be_recorded_is_decoded_plainly():
+    memory, model, ids = MEMORIES["namm"], tiny_model(), random_ids(1, 100)
+    counted = Counted(refused)
+    require_equal(decoded(model, memory, ids, 40, counted), decoded(model, memory, ids, 40, None), 1e-7)
+    assert counted.recordings == 1  # and it is not tried again
+
+
+@torch.inference_mode()
+def test_another_hand_may_feed_the_cache_in_between():
+    memory, model, ids = MEMORIES["namm"], tiny_model(), random_ids(1, 60)
+    with memory_attached(model, memory) as cache:
+        prefill(model, cache, ids[:, :33])
+        decoder, logits = Decoder(model, cache, again), []
+        for place, token in enumerate(ids[:, 33:].split(1, dim=1)):
+            plainly = place in (9, 10, 20)
+            call = model(input_ids=token, past_key_values=cache).logits[:, -1] if plainly else decoder(token)
+            logits.append(call)
+    theirs, other = decoded(model, memory, ids, 33, None)
+    require_equal((torch.stack(logits, dim=1), cache), (theirs[:, 1:], other))
+
+
+@torch.inference_mode()
+def test_open_places_are_no_tokens():
+    memory, model, ids = MEMORIES["namm"], tiny_model(), random_ids(1, 60)
+    with memory_attached(model, memory) as cache:
+        prefill(model, cache, ids[:, :33])
+        decoder = Decoder(model, cache, again)
+        for token in ids[:, 33:43].split(1, dim=1):
+            decoder(token)
+        assert cache.get_seq_length() == 43
+        held = cache.held_tokens()
+        assert torch.equal(held, torch.tensor([[layer.held.num_slots] * 2 for layer in cache.layers])[None].int())
+        assert all(layer.open is None for layer in cache.layers)
+        token_bytes = 2 * 8 * 4
+        assert cache.cache_bytes - cache.spare_bytes == int(held.sum()) * token_bytes
+        assert cache.spare_bytes > 0
+
+
+def test_the_recorded_call_reads_nothing_that_the_host_knows(monkeypatch):
+    """A graph repeats what was launched: with any host's number in it, another place would be written."""
+    seen: list[int] = []
+    attend = OpenSlots.attend
+
+    def told_nothing(self, query, key, value, options):
+        seen.append(self.slots.num_slots)
+        self.slots, known = None, self.slots
+        self.slots = type("Blind", (), {"buffers": known.buffers})()
+        try:
+            return attend(self, query, key, value, options)
+        finally:
+            self.slots = known
+
+    monkeypatch.setattr(OpenSlots, "attend", told_nothing)
+    memory, model, ids = MEMORIES["namm"], tiny_model(), random_ids(1, 60)
+    require_equal(decoded(model, memory, ids, 33, again), decoded(model, memory, ids, 33, None))
+    assert len(seen) > 20 * NUM_LAYERS
+
+
+class TestOnAnAccelerator:
+    """Real graphs."""
+
+    pytestmark = gpu
+
+    @pytest.mark.parametrize("name", MEMORIES)
+    def test_a_graph_is_a_plain_call(self, name):
+        memory, model = MEMORIES[name], tiny_model().cuda()
+        memory = memory if not hasattr(memory, "with_genome") else memory.with_genome(memory._genomes.cuda())
+        ids = random_ids(memory.num_genomes, 108, seed=3).cuda()
+        with memory_attached(model, memory) as cache, torch.inference_mode():
+            logits = [prefill(model, cache, ids[:, :40])]
+            decoder = Decoder(model, cache)
+            logits += [decoder(token) for token in ids[:, 40:].split(1, dim=1)]
+        theirs = decoded(model, memory, ids, 40, None)
+        require_equal((torch.stack(logits, dim=1), cache), theirs, 1e-4)
+
+    @pytest.mark.parametrize("name", ARCHITECTURES)
+    def test_every_architecture(self, name):
+        memory, model, ids = MEMORIES["namm"], zoo_model(name).cuda(), random_ids(1, 62, seed=3).cuda()
+        memory = memory.with_genome(memory._genomes.cuda())
+        with memory_attached(model, memory) as cache, torch.inference_mode():
+            logits = [prefill(model, cache, ids[:, :40])]
+            decoder = Decoder(model, cache)
+            logits += [decoder(token) for token in ids[:, 40:].split(1, dim=1)]
+        theirs = decoded(model, memory, ids, 40, None)
+        require_equal((torch.stack(logits, dim=1), cache), theirs, 1e-4)

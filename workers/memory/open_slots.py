@@ -1,0 +1,106 @@
+"""A layer's tokens with open places behind them, for calls that are recorded once and replayed for many tokens.
+
+Nothing in a replayed call can depend on what the host knows: which place a token takes, and so which are still open,
+stands in tensors that all layers share (:class:`Places`).
+
+Shapes: B rows, H KV heads, r query heads per KV head, K places, d head size; L = B * H lanes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from workers.memory.options import AttentionOptions
+from workers.memory.slots import Slots
+from workers.memory.watching import RIPE_ROWS, average, softmax
+
+
+class Places:
+    """Where the token of a call goes, on the device; set by the host before each call."""
+
+    def __init__(self, room: int, device: torch.device) -> None:
+        self.token = torch.zeros(1, dtype=torch.int64, device=device)
+        """Which of the ``room`` places behind the tokens held it takes."""
+        self.row = torch.zeros(1, dtype=torch.int64, device=device)
+        """Which of the rows of attention that the memory is told of together is its own."""
+        self._all = torch.arange(room, device=device)
+
+    @property
+    def room(self) -> int:
+        """Tokens that can come."""
+        return len(self._all)
+
+    def open(self) -> Tensor:
+        """Which places no token has taken yet, bool ``[room]``."""
+        return self._all > self.token
+
+
+@dataclass
+class OpenSlots:
+    """As many tokens in every lane, ``room`` places behind them, and the rows of attention of the newest tokens."""
+
+    slots: Slots
+    """What is held now. Its buffers have ``first + room`` places, and their positions are all filled in."""
+    first: int
+    """Tokens held when the places were made."""
+    places: Places
+    rows: Tensor | None
+    """float32 ``[B, H, RIPE_ROWS, K]``; None for a memory that does not read attention."""
+
+    @staticmethod
+    def after(held: Slots, places: Places, seen_tokens: int, *, reads_attention: bool) -> OpenSlots:
+        """Places for the next ``room`` tokens of a text of which ``seen_tokens`` were read; ``held`` has no gaps."""
+        first, room = held.num_slots, places.room
+        buffers = held.moved(first + room)
+        for tensor in buffers[:2]:
+            tensor[:, :, first:] = 0  # weights of open places are zero, and so must be what they are multiplied with
+        buffers[2][:, :, first:] = torch.arange(
+            seen_tokens, seen_tokens + room, dtype=torch.int32, device=places.token.device
+        )
+        rows = None
+        if reads_attention:
+            rows = held.trace.new_zeros(*held.positions.shape[:2], RIPE_ROWS, first + room)
+            rows[:, :, : held.num_recent, :first] = held.recent_rows()
+        return OpenSlots(_beginning(held, buffers, first), first, places, rows)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
+        """Take in one token, ``key`` and ``value [B, H, 1, d]``, and attend: ``query [B, H * r, 1, d]`` likewise."""
+        assert self.slots.buffers is not None
+        keys, values, _ = self.slots.buffers
+        place = self.places.token + self.first
+        keys.index_copy_(2, place, key)
+        values.index_copy_(2, place, value)
+        num_rows, heads, _, size = key.shape
+        lanes = num_rows * heads
+        is_exact = query.dtype == torch.float32  # rounded where watching.attend rounds
+        queries = (query * options.scaling if is_exact else query).reshape(lanes, -1, size)
+        scores = torch.bmm(queries, keys.flatten(0, 1).transpose(1, 2))
+        if not is_exact:
+            scores = scores * options.scaling
+        if options.softcap is not None:
+            scores = torch.tanh(scores / options.softcap) * options.softcap
+        scores[..., self.first :].masked_fill_(self.places.open(), -torch.inf)
+        sinks = None if options.sinks is None else options.sinks.view(heads, -1).repeat(num_rows, 1)[..., None, None]
+        weights = softmax(scores[:, :, None], sinks)
+        output = torch.bmm(weights[:, :, 0].to(values.dtype), values.flatten(0, 1))
+        if self.rows is not None:
+            paid = weights.new_empty(lanes, 1, keys.shape[2])
+            average(weights, paid)
+            self.rows.index_copy_(2, self.places.row, paid.view(num_rows, heads, 1, -1))
+        return output.view(num_rows, -1, 1, output.shape[-1])
+
+    def grown(self, num_recent: int) -> Slots:
+        """With the token of the last call among the slots, of whose attention ``num_recent`` rows are not told yet."""
+        assert self.slots.buffers is not None
+        count = self.slots.num_slots + 1
+        recent = () if self.rows is None else (self.rows[:, :, :num_recent, :count],)
+        return replace(_beginning(self.slots, self.slots.buffers, count), recent=recent)
+
+
+def _beginning(held: Slots, buffers: tuple[Tensor, Tensor, Tensor], count: int) -> Slots:
+    """The first ``count`` tokens of buffers."""
+    keys, values, positions = (buffer[:, :, :count] for buffer in buffers)
+    return replace(held, keys=keys, values=values, positions=positions, buffers=buffers)

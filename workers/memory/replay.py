@@ -1,0 +1,191 @@
+"""Decoding by replay: the forward call of one token, recorded once as a CUDA graph and replayed for those after it.
+
+A decoded token costs an accelerator little and the host hundreds of launches; a replayed one is a single launch. What
+a memory holds changes with every token, so the recorded call writes into open places (``open_slots.py``), and when
+those are full or an update is due, the next token is decoded plainly or another call is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from workers.memory.cache import MemoryCache, drop_staged_layer
+from workers.memory.open_slots import OpenSlots, Places
+from workers.memory.padding import Cohort
+from workers.memory.slots import Slots
+from workers.memory.watching import RIPE_ROWS, told
+
+PLAIN_TOKENS = 4
+"""Tokens that are decoded plainly first: recording costs as much as two or three, and many answers end before."""
+LEAST_PLACES = 128
+"""Open places at least, or a 32nd of what a layer holds."""
+
+Call = Callable[[], Tensor]
+Recorder = Callable[[Call], Call]
+
+
+class Decoder:
+    """Feeds a model one token after another, whose cache is a memory's.
+
+    Args:
+        model: with the memory of ``cache`` attached.
+        cache: has read a prompt.
+        recorder: given a call, one that does the same again; :func:`cuda_graph` where there is a CUDA device.
+
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: MemoryCache, recorder: Recorder | None = None) -> None:
+        self._model, self._cache = model, cache
+        is_on_one = len(set(getattr(model, "hf_device_map", {}).values())) < 2
+        self._recorder = recorder or (cuda_graph if model.device.type == "cuda" and is_on_one else None)
+        self._recording: _Recording | None = None
+        self._num_decoded = 0
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Logits ``[B, vocabulary]`` after the tokens ``ids`` (int64 ``[B, 1]``)."""
+        self._num_decoded += 1
+        if self._recorder is not None and self._num_decoded > PLAIN_TOKENS and self._is_replayable():
+            if self._recording is None or not self._recording.can_go_on():
+                self._recording = None  # what it holds is free before more is asked for
+                self._recording = self._recorded(self._recorder)
+            if self._recording is not None:
+                return self._recording.step(ids)
+        self._recording = None
+        logits: Tensor = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True).logits[:, -1]
+        return logits
+
+    def _is_replayable(self) -> bool:
+        """Whether the next token brings no update, and every layer holds as many tokens in all its lanes."""
+        cache = self._cache
+        return (
+            not torch.is_grad_enabled()
+            and not any(cache.padding.by_row)
+            and not cache.is_due(cache.get_seq_length() + 1)
+            and all(isinstance(layer.held, Slots) for layer in cache.layers)
+            and all(layer.options is not None and layer.options.sliding_window is None for layer in cache.layers)
+        )
+
+    def _recorded(self, recorder: Recorder) -> _Recording | None:
+        """None, for good, where the model does what cannot be recorded, such as to ask the device which experts."""
+        recording = _Recording(self._model, self._cache)
+        try:
+            recording.record(recorder)
+        except RuntimeError:
+            self._recorder = None
+            drop_staged_layer()
+            self._cache.is_torn = False
+            return None
+        return recording
+
+
+class _Recording:
+    """A recorded call, and what it reads and writes."""
+
+    def __init__(self, model: PreTrainedModel, cache: MemoryCache) -> None:
+        self._model, self._cache = model, cache
+        held = [layer.held for layer in cache.layers]
+        slots = [one for one in held if isinstance(one, Slots)]
+        seen, every = cache.get_seq_length(), cache.memory.update_every
+        room = max(LEAST_PLACES, max(one.num_slots for one in slots) // 32)
+        self._room = room if every is None else min(room, every - 1 - seen % every)
+        device = slots[0].keys.device
+        self._places = Places(self._room, device)
+        self._ids = torch.zeros(slots[0].keys.shape[0], 1, dtype=torch.int64, device=device)
+        self._position = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        reads = cache.memory.reads_attention
+        self._open = [OpenSlots.after(one, self._places, seen, reads_attention=reads) for one in slots]
+        self._num_recent = slots[0].num_recent
+        self._taken = 0
+        self._call: Call | None = None
+
+    def record(self, recorder: Recorder) -> None:
+        """Record the call of a token."""
+        for layer, open_slots in zip(self._cache.layers, self._open, strict=True):
+            layer.cohorts = {0: open_slots.slots}
+        self._call = recorder(self._run)
+
+    def can_go_on(self) -> bool:
+        """Whether there is room, and nobody else has fed the cache since."""
+        is_ours = all(
+            layer.held is one.slots for layer, one in zip(self._cache.layers, self._open, strict=True)
+        )
+        return is_ours and self._taken < self._room
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Feed a token ``ids [B, 1]``; logits ``[B, vocabulary]``."""
+        assert self._call is not None
+        self._ids.copy_(ids)
+        self._position.fill_(self._cache.get_seq_length())
+        self._places.token.fill_(self._taken)
+        self._places.row.fill_(self._num_recent)
+        logits = self._call().clone()
+        self._account()
+        return logits
+
+    def _run(self) -> Tensor:
+        layers = self._cache.layers
+        for layer, open_slots in zip(layers, self._open, strict=True):
+            layer.open = open_slots
+        arguments: dict[str, Any] = {"position_ids": self._position.expand(len(self._ids), 1)}
+        try:
+            logits: Tensor = self._model(
+                input_ids=self._ids, past_key_values=self._cache, use_cache=True, **arguments
+            ).logits[:, -1]
+            return logits
+        finally:
+            for layer in layers:
+                layer.open = None
+
+    def _account(self) -> None:
+        """What a plain call would have noted on the host."""
+        self._taken += 1
+        self._num_recent += 1
+        cache, everyone, is_ripe = self._cache, Cohort(0, None), self._num_recent == RIPE_ROWS
+        for layer, open_slots in zip(cache.layers, self._open, strict=True):
+            grown = open_slots.grown(self._num_recent)
+            if is_ripe and open_slots.rows is not None:
+                grown = told(grown, cache.memory)
+            open_slots.slots = grown
+            layer.cohorts = {0: grown}
+            layer.seen_tokens += 1
+            cache.meter.appended(grown, 1, everyone, len(self._ids))
+        if is_ripe:
+            self._num_recent = 0
+
+
+def cuda_graph(call: Call) -> Call:
+    """Record what a call launches.
+
+    Raises:
+        RuntimeError: it asks the device for something, which cannot be recorded.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            result = call()
+        except BaseException:
+            _abandon(graph)
+            raise
+        graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
+
+    def again() -> Tensor:
+        graph.replay()
+        return result
+
+    return again
+
+
+def _abandon(graph: torch.cuda.CUDAGraph) -> None:
+    """End a recording that failed, which says once more that it did."""
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        return
