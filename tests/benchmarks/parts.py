@@ -36,9 +36,10 @@ PARTS: dict[str, list[Wrapped]] = {
     ],
 }
 if importlib.util.find_spec("triton"):
-    from workers.memory import fused
+    from workers.memory import fused_attention, fused_scorer
 
-    PARTS["attention"].append((fused, "attend_and_observe"))  # spectrum included: it cannot be told apart
+    PARTS["attention"].append((fused_attention, "attend_and_observe"))  # spectrum included: it cannot be told apart
+    PARTS["scorer"].append((fused_scorer, "importances"))  # with the other features
 MODEL = "model"
 OWN = ("features", "scorer", "selection", "storage")
 """The memory's own work."""

@@ -163,5 +163,9 @@ def recency(ages: Tensor, oldest: int, settings: NammSettings) -> Tensor:
 
     ``oldest`` is an upper bound of the ages, known on the host; the table grows in powers of two, without an end.
     """
-    num_ages = 1 << max(10, oldest.bit_length())
-    return _recency_table(num_ages, settings, ages.device)[ages]
+    return recency_table(oldest, settings, ages.device)[ages]
+
+
+def recency_table(oldest: int, settings: NammSettings, device: torch.device) -> Tensor:
+    """:func:`recency` of all ages up to ``oldest`` and some more, float32 ``[ages, recency_size]``."""
+    return _recency_table(1 << max(10, oldest.bit_length()), settings, device)

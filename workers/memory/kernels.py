@@ -6,15 +6,19 @@ import functools
 import importlib
 import importlib.util
 from types import ModuleType
+from typing import Literal
 
 from torch import Tensor
 
+Kernels = Literal["fused_attention", "fused_scorer", "fused_selection"]
+"""The modules of Triton kernels."""
 
-def kernels_for(tensor: Tensor) -> ModuleType | None:
-    """``fused.py`` where there is a CUDA device and Triton is installed; None for the portable path."""
-    return _fused() if tensor.is_cuda else None
+
+def kernels_for(tensor: Tensor, kind: Kernels) -> ModuleType | None:
+    """A module where there is a CUDA device and Triton is installed; None for the portable path."""
+    return _module(kind) if tensor.is_cuda else None
 
 
 @functools.cache
-def _fused() -> ModuleType | None:
-    return importlib.import_module("workers.memory.fused") if importlib.util.find_spec("triton") else None
+def _module(kind: Kernels) -> ModuleType | None:
+    return importlib.import_module(f"workers.memory.{kind}") if importlib.util.find_spec("triton") else None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from workers.memory import features
 from workers.memory.heads import OFFSET_SCALE, head_genes
+from workers.memory.kernels import kernels_for
 from workers.memory.lookahead import lookahead
 from workers.memory.memory import Decision, LayerView, Memory
 from workers.memory.scorer import ScorerParameters, importances, unfold_genomes
@@ -74,14 +75,24 @@ class Namm(Memory):
         spectrum = (view.trace[..., : self.settings.num_bins] - mean) / deviation
         age = features.recency(view.ages, view.seen_tokens, self.settings)
         parts = [age, spectrum]
-        if self.settings.lookahead:
-            parts.append(lookahead(view.trace, view.occupied, view.seen_tokens, self.settings))
+        if (extra := self._extra_features(view)) is not None:
+            parts.append(extra)
         return torch.cat(parts, dim=-1)
+
+    def _extra_features(self, view: LayerView) -> Tensor | None:
+        if not self.settings.lookahead:
+            return None
+        return lookahead(view.trace, view.occupied, view.seen_tokens, self.settings)
 
     def importance(self, view: LayerView) -> Tensor:
         """Of every slot, float32 ``[B, H, K]``: the scorer's, and what the genome adds for the head."""
-        parameters, _, _ = self._parameters(view.trace.device)
-        importance = importances(self.features(view), parameters)
+        parameters, mean, deviation = self._parameters(view.trace.device)
+        kernels = kernels_for(view.trace, "fused_scorer")
+        if kernels is not None and kernels.can_serve(self.settings):
+            extra = self._extra_features(view)
+            importance: Tensor = kernels.importances(view, extra, parameters, mean, deviation, self.settings)
+        else:
+            importance = importances(self.features(view), parameters)
         if self.settings.offsets:
             importance = importance + OFFSET_SCALE * head_genes(self._genomes, self.settings, view)
         return importance

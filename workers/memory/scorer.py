@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workers.memory.kernels import kernels_for
 from workers.memory.specs import NammSettings
 
 
@@ -64,11 +63,7 @@ def importances(features: Tensor, parameters: ScorerParameters) -> Tensor:
     newest_first = features.flip(2).reshape(num_genomes, -1, num_features)
     qkv = torch.baddbmm(parameters.qkv_bias, newest_first, parameters.qkv_weight)
     query, key, value = qkv.view(rows, heads, slots, 3 * hidden).split(hidden, dim=-1)
-    kernels = kernels_for(qkv)
-    if kernels is not None and kernels.can_attend(query):
-        mixed = kernels.attend_causally(query, key, value)
-    else:
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     out = torch.baddbmm(parameters.out_bias, mixed.reshape(num_genomes, -1, hidden), parameters.out_weight)
     residual, multiplier = out.chunk(2, dim=-1)
     mixed_features = torch.addcmul(newest_first + residual, newest_first, multiplier)

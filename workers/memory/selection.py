@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workers.memory.kernels import kernels_for
 from workers.memory.specs import Heads
 
 
@@ -39,6 +40,10 @@ def select_wanted(
     Returns:
         bool ``[B, H, K]``: what is kept.
     """
+    kernels = kernels_for(importance, "fused_selection")
+    if kernels is not None and kernels.can_choose(importance):
+        chosen: Tensor = kernels.chosen(importance, occupied, threshold, cap, is_even=heads == "even")
+        return chosen
     wanted = (importance >= threshold) & occupied
     wanted[..., -1] = True
     if heads == "ragged" and cap is None:

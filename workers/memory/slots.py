@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.memory.kernels import kernels_for
+
 LEAST_ROOM = 32
 """Tokens that fit behind the last one before all are moved: each decoded token costs a 32nd of a copy at most."""
 
@@ -88,17 +90,20 @@ class Slots:
 
     def select(self, keep: Tensor) -> Slots:
         """Only the tokens where ``keep`` (bool ``[B, H, K]``) holds, in the same order, physically moved together."""
+        kernels = kernels_for(keep, "fused_selection")
+        if kernels is not None and kernels.can_gather(self.keys, self.values):
+            order, by_lane = kernels.places(keep)
+            empty, longest = _alignment(by_lane)
+            moved = kernels.gathered(order, by_lane, longest, self.keys, self.values, self.positions, self.trace)
+            return Slots(*moved, empty)
         rows, heads, num_slots = keep.shape
-        counts = keep.flatten(0, 1).sum(-1).tolist()  # the one time that the host asks the device
-        longest = max(counts)
-        empty = tuple(longest - count for count in counts)
-        kept = torch.nonzero_static(keep.flatten(), size=sum(counts))[:, 0]  # by lane, then in ascending order
+        empty, longest = _alignment(keep.flatten(0, 1).sum(-1))
+        total = longest * len(empty) - sum(empty)
+        order = torch.nonzero_static(keep.flatten(), size=total)[:, 0]  # by lane, then in ascending order
         vacant = None
         if any(empty):
             vacant = vacant_slots(empty, longest, keep.device)
-            order = kept.new_zeros(vacant.shape).masked_scatter_(~vacant, kept).flatten()
-        else:
-            order = kept
+            order = order.new_zeros(vacant.shape).masked_scatter_(~vacant, order).flatten()
 
         def chosen(held: Tensor) -> Tensor:
             flat = held.reshape(rows * heads * num_slots, *held.shape[3:])
@@ -187,6 +192,13 @@ class Slots:
     def token_state_bytes(self) -> int:
         """Bytes of a token's position, trace and untold attention, however it is stored beside others."""
         return 4 * (1 + self.trace.shape[-1] + self.num_recent)
+
+
+def _alignment(counts: Tensor) -> tuple[tuple[int, ...], int]:
+    """Empty slots of each lane when all are as long as the longest, and its length, from integers ``[L]``."""
+    by_lane = counts.tolist()  # the one time that the host asks the device
+    longest = max(by_lane)
+    return tuple(longest - count for count in by_lane), longest
 
 
 def vacant_slots(empty: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:

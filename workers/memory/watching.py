@@ -225,12 +225,13 @@ def watch(
         output = attend(query, held, first_query, options, gathered)
         held = held.with_recent(gathered.attention)
         return output, told(held, memory) if held.num_recent >= RIPE_ROWS else held
-    slots = told(held, memory)
     spectrum = memory.spectrum
-    kernels = kernels_for(query)
+    kernels = kernels_for(query, "fused_attention")
+    slots = held if kernels is not None and not held.recent else told(held, memory)
     if spectrum is not None and kernels is not None and kernels.can_serve(query, slots, options, spectrum):
         output, trace = kernels.attend_and_observe(query, slots, options, spectrum)
         return output, slots.with_trace(trace)
+    slots = told(slots, memory)
     if spectrum is not None:
         sums = SpectralSums(slots.trace, num_queries, spectrum)
         output = attend(query, slots, first_query, options, sums)

@@ -1,114 +1,161 @@
-"""The Triton kernels compute what the portable path computes: in Triton's interpreter here, on the device where one is.
+"""The Triton kernels compute what the portable path computes: on the device where one is, else in Triton's interpreter.
 
-The interpreter is chosen when the kernels are defined, so that they run in a process of their own.
+The interpreter (``conftest.py``) knows no rounding of products, so bounds on the device are looser.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from torch import Tensor
 
 from workers.memory.features import SpectralSums
+from workers.memory.memory import LayerView
+from workers.memory.namm import Namm
 from workers.memory.options import AttentionOptions
+from workers.memory.scorer import importances
+from workers.memory.selection import select_wanted
 from workers.memory.slots import Slots
-from workers.memory.specs import NammSettings
+from workers.memory.specs import NammSettings, Normalisation
 from workers.memory.watching import attend
 
+HAS_DEVICE = torch.cuda.is_available()
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from workers.memory import fused_attention, fused_scorer, fused_selection  # noqa: E402
+
+DEVICE = torch.device("cuda" if HAS_DEVICE else "cpu")
+pytestmark = [pytest.mark.gpu] if HAS_DEVICE else []
+DTYPES = [torch.float32, torch.bfloat16, torch.float16] if HAS_DEVICE else [torch.float32]
 SETTINGS = NammSettings(update_every=64)
 CASES = {
     "first-block": {"rows": 1, "heads": 2, "group": 2, "held": 0, "new": 64, "size": 16},
     "after-an-eviction": {"rows": 2, "heads": 2, "group": 4, "held": 45, "new": 48, "size": 32},
     "one-head-a-group": {"rows": 1, "heads": 3, "group": 1, "held": 130, "new": 144, "size": 16},
+    "three-heads-a-group": {"rows": 1, "heads": 2, "group": 3, "held": 40, "new": 80, "size": 16},
     "ragged": {"rows": 2, "heads": 2, "group": 2, "held": 70, "new": 32, "size": 16, "ragged": True},
+    "very-ragged": {"rows": 2, "heads": 2, "group": 2, "held": 300, "new": 160, "size": 16, "ragged": True},
 }
 
 
-def some_slots(rows, heads, held, new, size, device, dtype, ragged=False, **_):
-    """Slots with traces, evicted from where ``ragged``, then with the tokens of a block."""
+def some_slots(rows, heads, held, new, size, dtype, ragged=False, **_):
+    """Slots with traces, evicted from where ``ragged``, then with the tokens of a block, which have no traces yet."""
     generator = torch.Generator().manual_seed(held + new)
 
     def normal(*shape):
-        return torch.randn(*shape, generator=generator).to(device, dtype)
+        return torch.randn(*shape, generator=generator).to(DEVICE, dtype)
 
     channels = SETTINGS.num_bins + SETTINGS.hop
     slots = Slots.nothing(normal(rows, heads, 0, size), normal(rows, heads, 0, size), channels)
     if held:
         slots = slots.append(normal(rows, heads, held, size), normal(rows, heads, held, size), 0)
-        slots = slots.with_trace(torch.rand(rows, heads, held, channels, generator=generator).to(device))
+        slots = slots.with_trace(torch.rand(rows, heads, held, channels, generator=generator).to(DEVICE))
         if ragged:
-            keep = torch.rand(rows, heads, held, generator=generator) < 0.5
+            keep = torch.rand(rows, heads, held, generator=generator) < torch.rand(rows, heads, 1, generator=generator)
             keep[..., -1] = True
-            slots = slots.select(keep.to(device))
-    slots = slots.append(normal(rows, heads, new, size), normal(rows, heads, new, size), held)
-    return slots.with_trace(slots.full_trace())
+            slots = slots.select(keep.to(DEVICE))
+    return slots.append(normal(rows, heads, new, size), normal(rows, heads, new, size), held)
 
 
-def differences(case: str, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Of the output and of the trace between kernels and float32 in the portable path, relative by norm."""
-    from workers.memory import fused
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """By norm, relative."""
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_attention_and_spectrum(case, dtype):
     shape = CASES[case]
-    slots = some_slots(device=device, dtype=dtype, **shape)
+    slots = some_slots(dtype=dtype, **shape)
     options = AttentionOptions(scaling=1.3 * shape["size"] ** -0.5)
     generator = torch.Generator().manual_seed(1)
-    query = torch.randn(
-        shape["rows"], shape["heads"] * shape["group"], shape["new"], shape["size"], generator=generator
-    ).to(device, dtype)
-    with torch.no_grad():
-        assert fused.can_serve(query, slots, options, SETTINGS)
-        output, trace = fused.attend_and_observe(query, slots, options, SETTINGS)
-        exact = Slots(slots.keys.float(), slots.values.float(), slots.positions, slots.trace, slots.empty)
-        sums = SpectralSums(exact.trace, shape["new"], SETTINGS)
-        expected = attend(query.float(), exact, shape["held"], options, sums)
-    vacant = slots.positions < 0
-    trace = trace.masked_fill(vacant[..., None], 0)
-    expected_trace = sums.trace.masked_fill(vacant[..., None], 0)
-    pairs = ((output, expected), (trace, expected_trace))
-    return tuple(float((ours.float() - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
+    query_heads = shape["heads"] * shape["group"]
+    query = torch.randn(shape["rows"], query_heads, shape["new"], shape["size"], generator=generator)
+    query = query.to(DEVICE, dtype)
+    assert fused_attention.can_serve(query, slots, options, SETTINGS)
+    output, trace = fused_attention.attend_and_observe(query, slots, options, SETTINGS)
+    exact = Slots(slots.keys.float(), slots.values.float(), slots.positions, slots.full_trace(), slots.empty)
+    sums = SpectralSums(exact.trace, shape["new"], SETTINGS)
+    expected = attend(query.float(), exact, shape["held"], options, sums)
+    vacant = (slots.positions < 0)[..., None]
+    limit = 1e-2 if dtype != torch.float32 else 1e-4 if HAS_DEVICE else 1e-5
+    assert apart(output, expected) < limit
+    assert apart(trace.masked_fill(vacant, 0), sums.trace.masked_fill(vacant, 0)) < limit
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.parametrize("case", CASES)
-def test_the_kernels_compute_what_the_portable_path_computes(case):
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "tests.workers.memory.test_fused", case]
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=250)
-    assert ended.returncode == 0, ended.stderr
-    output, trace = map(float, ended.stdout.split())
-    assert output < 1e-5
-    assert trace < 1e-5
+@torch.no_grad()
+@pytest.mark.parametrize("lookahead", [0, 16])
+@pytest.mark.parametrize("held", [1, 63, 200, 517])
+def test_importances(held, lookahead):
+    settings = NammSettings(update_every=64, lookahead=lookahead)
+    generator = torch.Generator().manual_seed(held)
+    genomes = 0.5 * torch.randn(2, settings.genome_size, generator=generator).to(DEVICE)
+    normalisation = Normalisation((0.4,) * settings.num_bins, (0.1,) * settings.num_bins)
+    memory = Namm(settings, genomes, normalisation)
+    shape = (4, 3, held)  # two rows of each genome
+    trace = torch.rand(*shape, settings.num_bins + settings.hop, generator=generator).to(DEVICE)
+    positions = torch.rand(shape, generator=generator).mul(900).int().sort(-1).values.to(DEVICE)
+    positions[1, 1, : held // 3] = -1
+    nothing = trace[..., :0]
+    view = LayerView(0, 1_000, nothing, nothing, positions, trace.transpose(2, 3).contiguous().transpose(2, 3))
+    parameters, mean, deviation = memory._parameters(DEVICE)
+    assert fused_scorer.can_serve(settings)
+    ours = fused_scorer.importances(view, memory._extra_features(view), parameters, mean, deviation, settings)
+    expected = importances(memory.features(view), parameters)
+    assert apart(ours[view.occupied], expected[view.occupied]) < 2e-5
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", CASES)
-def test_the_kernels_compute_it_on_the_device(case, dtype):
-    output, trace = differences(case, torch.device("cuda"), dtype)
-    limit = 1e-4 if dtype == torch.float32 else 1e-2
-    assert output < limit
-    assert trace < limit
+def importances_with_ties(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of 3 rows and 4 heads, with equal ones, infinite ones and zeros of both signs; occupied slots; thresholds."""
+    generator = torch.Generator().manual_seed(seed)
+    num_slots = [1, 2, 17, 64, 300, 1_025][seed % 6]
+    importance = torch.randn(3, 4, num_slots, generator=generator)
+    if seed % 2:
+        importance = (2 * importance).round() / 2  # many ties, -0.0 among them
+        importance[0, :, : num_slots // 3] = -torch.inf
+        importance[1, :, : num_slots // 4] = torch.inf
+    empty = torch.randint(0, num_slots, (3, 4, 1), generator=generator)
+    occupied = torch.arange(num_slots) >= empty
+    return importance.to(DEVICE), occupied.to(DEVICE), torch.randn(3, 1, 1, generator=generator).to(DEVICE)
 
 
-@pytest.mark.gpu
-def test_the_scorers_attention_is_as_exact_as_without_the_kernel():
-    generator = torch.Generator().manual_seed(0)
-    qkv = torch.randn(3, 2, 700, 96, generator=generator)
-    query, key, value = qkv.split(32, dim=-1)
-    from workers.memory import fused
-
-    with torch.no_grad():
-        ours = fused.attend_causally(*(part.cuda() for part in (query, key, value))).cpu().double()
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        query.double(), key.double(), value.double(), is_causal=True
-    )
-    assert float((ours - expected).norm() / expected.norm()) < 5e-6
+@pytest.mark.parametrize("cap", [None, 1, 7])
+@pytest.mark.parametrize("heads", ["even", "ragged"])
+@pytest.mark.parametrize("seed", range(12))
+def test_the_choice_is_the_very_same(seed, heads, cap, monkeypatch):
+    monkeypatch.setattr("workers.memory.selection.kernels_for", lambda *_: None)
+    importance, occupied, thresholds = importances_with_ties(seed)
+    for threshold in (0.0, 0.5, thresholds):
+        expected = select_wanted(importance, occupied, heads, cap, threshold)
+        ours = fused_selection.chosen(importance, occupied, threshold, cap, is_even=heads == "even")
+        assert torch.equal(ours, expected)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print(*differences(sys.argv[1], torch.device("cpu"), torch.float32))
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_kept_is_moved_together(seed, dtype, monkeypatch):
+    monkeypatch.setattr("workers.memory.slots.kernels_for", lambda *_: None)
+    slots = some_slots(2, 3, [0, 5, 70, 300][seed], 100, 32, dtype, ragged=True)
+    slots = slots.with_trace(slots.full_trace())
+    generator = torch.Generator().manual_seed(seed)
+    keep = torch.rand(slots.positions.shape, generator=generator).to(DEVICE) < 0.5
+    keep &= slots.positions >= 0
+    keep[..., -1] = True
+    expected = slots.select(keep)
+    order, counts = fused_selection.places(keep)
+    longest = expected.num_slots
+    assert [longest - count for count in counts.tolist()] == list(expected.empty)
+    assert fused_selection.can_gather(slots.keys, slots.values)
+    moved = fused_selection.gathered(order, counts, longest, slots.keys, slots.values, slots.positions, slots.trace)
+    keys, values, positions, trace = moved
+    assert torch.equal(positions, expected.positions)
+    assert torch.equal(trace, expected.trace)
+    occupied = positions >= 0
+    assert torch.equal(keys[occupied], expected.keys[occupied])
+    assert torch.equal(values[occupied], expected.values[occupied])
+    assert bool(values.isfinite().all())

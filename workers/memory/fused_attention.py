@@ -1,0 +1,273 @@
+"""Attention and spectrogram without ever writing the attention: two Triton kernels in the place of ``watching.attend``.
+
+The first is flash attention that also stores the log-sum-exp of every query. With it the second knows every weight
+without asking another query or slot: a program takes a few slots of a lane, walks over the queries hop by hop, computes
+the weights anew from queries and keys, averages them over the query heads, and keeps the moving average over the
+frames' magnitudes (spec 3.1 and 3.2) in registers. So a block reads queries, keys and values, writes its output and the
+trace, and nothing that is as large as queries times slots.
+
+Shapes: B rows, H KV heads, r query heads per KV head, n queries, K slots, d head size; L = B * H lanes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from workers.memory.features import spectrum_basis
+from workers.memory.options import AttentionOptions
+from workers.memory.slots import Slots
+from workers.memory.specs import NammSettings
+
+HOP = 16
+"""The smallest side of a matrix product on a tensor core, and the published hop."""
+ROWS = 64
+"""Queries of a block of the second kernel: the side of a product on Hopper's tensor cores."""
+LOG2_E = 1.4426950408889634
+OBSERVED_SLOTS, OBSERVED_WARPS, OBSERVED_STAGES = 64, 4, 2
+HEAD_SIZES = frozenset({16, 32, 64, 128, 256})
+
+
+def can_serve(query: Tensor, slots: Slots, options: AttentionOptions, spectrum: NammSettings) -> bool:
+    """Whether the kernels compute just this; the portable path computes all."""
+    size, values_size = slots.keys.shape[-1], slots.values.shape[-1]
+    is_plain = options.softcap is None and options.sinks is None and options.sliding_window is None
+    pending = slots.trace.shape[-1] - spectrum.num_bins
+    is_aligned = spectrum.hop == HOP == pending and query.shape[2] % HOP == 0
+    return is_plain and is_aligned and size == values_size and size in HEAD_SIZES and not torch.is_grad_enabled()
+
+
+def attend_and_observe(
+    query: Tensor, slots: Slots, options: AttentionOptions, spectrum: NammSettings
+) -> tuple[Tensor, Tensor]:
+    """The output ``[B, H * r, n, d]`` and the new trace ``[B, H, K, bins + hop]``, where :func:`can_serve`."""
+    rows, query_heads, num_queries, size = query.shape
+    heads, num_slots = slots.positions.shape[1:]
+    lanes, group = rows * heads, query_heads // heads
+    keys, values = slots.keys.flatten(0, 1), slots.values.flatten(0, 1)
+    queries = query.reshape(rows * query_heads, num_queries, size)
+    empty = _empty(slots.empty, query.device)
+    output = torch.empty_like(queries, memory_format=torch.contiguous_format)
+    log_sums = torch.empty(rows * query_heads, num_queries, dtype=torch.float32, device=query.device)
+    scale = options.scaling * LOG2_E
+    precision = "ieee" if query.dtype == torch.float32 else "tf32"
+    block = 128 if num_queries >= 128 and size <= 128 else 64 if num_queries >= 64 else 16
+    _attend[(triton.cdiv(num_queries, block), rows * query_heads)](
+        queries, keys, values, output, log_sums, empty,
+        queries.stride(0), queries.stride(1), keys.stride(0), keys.stride(1), values.stride(0), values.stride(1),
+        num_queries, num_slots, scale,
+        GROUP=group, SIZE=size, QUERIES=block, SLOTS=64, PRECISION=precision,
+        num_warps=8 if block == 128 else 4, num_stages=2 if query.dtype == torch.float32 else 3,
+    )  # fmt: skip
+    trace = slots.trace.flatten(0, 1)
+    bins = spectrum.num_bins
+    observed = torch.empty(lanes, bins + HOP, num_slots, dtype=torch.float32, device=query.device)
+    columns = OBSERVED_SLOTS
+    _observe[(triton.cdiv(num_slots, columns), lanes)](
+        queries, keys, log_sums, trace, observed, empty, _basis(query.device),
+        queries.stride(0), queries.stride(1), keys.stride(0), keys.stride(1),
+        trace.stride(0), trace.stride(1), trace.stride(2),
+        num_queries, num_slots, trace.shape[1], scale, HOP * math.log2(spectrum.ema),
+        GROUP=group, SIZE=size, SLOTS=columns, STEP=HOP, ROWS=ROWS, PRECISION=precision,
+        num_warps=OBSERVED_WARPS, num_stages=OBSERVED_STAGES,
+    )  # fmt: skip
+    return (
+        output.view(rows, query_heads, num_queries, size),
+        observed.transpose(1, 2).unflatten(0, (rows, heads)),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _empty(empty: tuple[int, ...], device: torch.device) -> Tensor:
+    """Empty slots before the first token of each lane, int32 ``[L]``: mostly none, so that nothing is copied."""
+    return torch.tensor(empty, dtype=torch.int32, device=device)
+
+
+@functools.lru_cache(maxsize=8)
+def _basis(device: torch.device) -> Tensor:
+    """What takes a block of attention, and the block before it, to its spectra, float32 ``[4, ROWS, ROWS]``.
+
+    Real and imaginary parts from the block, then from the one before; a column is a frame and a bin. In the place of
+    the lowest bin's imaginary part, which is zero, stands the real part of the highest.
+    """
+    basis = spectrum_basis(2 * HOP, torch.device("cpu"))
+    parts = torch.stack([basis[:HOP], torch.cat([basis[HOP : HOP + 1], basis[HOP + 1 :]])])  # [2, bins, 2 * hop]
+    older, newer = parts.transpose(1, 2).split(HOP, dim=1)
+    now, before = torch.zeros(2, 2, ROWS, ROWS).unbind()
+    for start in range(0, ROWS, HOP):
+        here = slice(start, start + HOP)
+        now[:, here, here] = newer
+        if start:
+            now[:, start - HOP : start, here] = older
+    before[:, ROWS - HOP :, :HOP] = older
+    return torch.cat([now, before]).to(device)
+
+
+@triton.jit
+def _take_in(
+    q, row, highest, total, mixed, key_base, value_base, key_row, value_row, start, first, newest, num_slots, scale,
+    SIZE: tl.constexpr, SLOTS: tl.constexpr, PRECISION: tl.constexpr, IS_HIDING: tl.constexpr,
+):  # fmt: skip
+    """One tile of slots into a running softmax."""
+    slot = start + tl.arange(0, SLOTS)
+    channel = tl.arange(0, SIZE)
+    if IS_HIDING:
+        is_slot = slot < num_slots
+        k = tl.load(key_base + slot[:, None] * key_row + channel[None, :], mask=is_slot[:, None], other=0.0)
+    else:
+        k = tl.load(key_base + slot[:, None] * key_row + channel[None, :])
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    if IS_HIDING:
+        seen = (slot[None, :] >= first) & (slot[None, :] <= newest + row[:, None])
+        scores = tl.where(seen, scores, float("-inf"))
+    higher = tl.maximum(highest, tl.max(scores, 1))
+    safe = higher
+    if IS_HIDING:  # nothing seen yet: minus infinity less itself is no number
+        safe = tl.where(higher == float("-inf"), 0.0, higher)
+    weights = tl.exp2(scores - safe[:, None])
+    shrink = tl.exp2(highest - safe)
+    if IS_HIDING:
+        v = tl.load(value_base + slot[:, None] * value_row + channel[None, :], mask=is_slot[:, None], other=0.0)
+    else:
+        v = tl.load(value_base + slot[:, None] * value_row + channel[None, :])
+    mixed = mixed * shrink[:, None]
+    mixed = tl.dot(weights.to(v.dtype), v, mixed, input_precision=PRECISION)
+    return higher, total * shrink + tl.sum(weights, 1), mixed
+
+
+@triton.jit
+def _attend(
+    queries, keys, values, output, log_sums, empty,
+    query_lane, query_row, key_lane, key_row, value_lane, value_row,
+    num_queries, num_slots, scale,
+    GROUP: tl.constexpr, SIZE: tl.constexpr, QUERIES: tl.constexpr, SLOTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries of one query head; ``scale`` is to the base 2, and so is what goes to ``log_sums``."""
+    head = tl.program_id(1)
+    lane = head // GROUP
+    row = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    channel = tl.arange(0, SIZE)
+    is_query = row < num_queries
+    q = tl.load(
+        queries + head.to(tl.int64) * query_lane + row[:, None] * query_row + channel[None, :],
+        mask=is_query[:, None], other=0.0,
+    )  # fmt: skip
+    newest = num_slots - num_queries
+    first = tl.load(empty + lane)
+    stop = newest + tl.minimum((tl.program_id(0) + 1) * QUERIES, num_queries)
+    highest = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    mixed = tl.zeros([QUERIES, SIZE], tl.float32)
+    key_base = keys + lane.to(tl.int64) * key_lane
+    value_base = values + lane.to(tl.int64) * value_lane
+    # All queries of the tile see the slots between; only before and behind has anything to be hidden.
+    begin = first // SLOTS * SLOTS
+    plain_begin = (first + SLOTS - 1) // SLOTS * SLOTS
+    plain_stop = tl.maximum((newest + tl.program_id(0) * QUERIES + 1) // SLOTS * SLOTS, plain_begin)
+    for start in range(begin, plain_begin, SLOTS):
+        highest, total, mixed = _take_in(
+            q, row, highest, total, mixed, key_base, value_base, key_row, value_row, start, first, newest, num_slots,
+            scale, SIZE, SLOTS, PRECISION, True,
+        )  # fmt: skip
+    for start in range(plain_begin, plain_stop, SLOTS):
+        highest, total, mixed = _take_in(
+            q, row, highest, total, mixed, key_base, value_base, key_row, value_row, start, first, newest, num_slots,
+            scale, SIZE, SLOTS, PRECISION, False,
+        )  # fmt: skip
+    for start in range(plain_stop, stop, SLOTS):
+        highest, total, mixed = _take_in(
+            q, row, highest, total, mixed, key_base, value_base, key_row, value_row, start, first, newest, num_slots,
+            scale, SIZE, SLOTS, PRECISION, True,
+        )  # fmt: skip
+    mixed = mixed / total[:, None]
+    out = output + (head.to(tl.int64) * num_queries + row[:, None]) * SIZE + channel[None, :]
+    tl.store(out, mixed.to(output.dtype.element_ty), mask=is_query[:, None])
+    tl.store(log_sums + head.to(tl.int64) * num_queries + row, highest + tl.log2(total), mask=is_query)
+
+
+@triton.jit
+def _observe(
+    queries, keys, log_sums, trace, observed, empty, basis,
+    query_lane, query_row, key_lane, key_row, trace_lane, trace_slot, trace_channel,
+    num_queries, num_slots, num_traced, scale, log_decay,
+    GROUP: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A few slots of one lane, over all queries: what :func:`features.observe` makes of their attention.
+
+    A block of ROWS queries is ROWS / STEP frames, of STEP bins each; the columns of a spectrum are frames and bins. The
+    moving average is kept apart by frame of a block, and added up at the end.
+    """
+    lane = tl.program_id(1)
+    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    channel = tl.arange(0, SIZE)
+    column = tl.arange(0, ROWS)
+    frame = column // STEP
+    is_lowest = (column % STEP == 0)[None, :]
+    is_slot = slot < num_slots
+    is_held = is_slot & (slot >= tl.load(empty + lane))
+    k = tl.load(
+        keys + lane.to(tl.int64) * key_lane + slot[:, None] * key_row + channel[None, :],
+        mask=is_slot[:, None], other=0.0,
+    )  # fmt: skip
+    square = basis + column[:, None] * ROWS + column[None, :]
+    real_now = tl.load(square)
+    imaginary_now = tl.load(square + ROWS * ROWS)
+    real_before = tl.load(square + 2 * ROWS * ROWS)
+    imaginary_before = tl.load(square + 3 * ROWS * ROWS)
+    # The trace: the moving average of all bins, then the last hop of attention.
+    state = trace + lane.to(tl.int64) * trace_lane + slot * trace_slot
+    is_traced = slot < num_traced
+    average = tl.load(
+        state[:, None] + column[None, :] * trace_channel, mask=is_traced[:, None] & (column < STEP)[None, :], other=0.0
+    )
+    last_average = tl.load(state + STEP * trace_channel, mask=is_traced, other=0.0)
+    before = tl.load(
+        state[:, None] + (2 * STEP + 1 - ROWS + column)[None, :] * trace_channel,
+        mask=is_traced[:, None] & (column >= ROWS - STEP)[None, :], other=0.0,
+    )  # fmt: skip
+    # Nobody sees a token before it is there, so its average stays zero until then.
+    newest = num_slots - num_queries
+    first_block = tl.maximum(0, (tl.program_id(0) * SLOTS - newest) // ROWS)
+    hops = ROWS // STEP
+    for start in range(first_block * ROWS, num_queries, ROWS):
+        row = start + column
+        is_row = row < num_queries
+        seen = is_held[:, None] & (slot[:, None] <= newest + row[None, :])
+        paid = tl.zeros([SLOTS, ROWS], tl.float32)
+        for member in tl.static_range(GROUP):
+            head = (lane * GROUP + member).to(tl.int64)
+            q = tl.load(
+                queries + head * query_lane + row[:, None] * query_row + channel[None, :],
+                mask=is_row[:, None], other=0.0,
+            )  # fmt: skip
+            log_sum = tl.load(log_sums + head * num_queries + row, mask=is_row, other=float("inf"))
+            scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+            paid += tl.where(seen, tl.exp2(scores - log_sum[None, :]), 0.0)
+        paid = paid / GROUP
+        real = tl.dot(before, real_before, input_precision=PRECISION)
+        real = tl.dot(paid, real_now, real, input_precision=PRECISION)
+        imaginary = tl.dot(before, imaginary_before, input_precision=PRECISION)
+        imaginary = tl.dot(paid, imaginary_now, imaginary, input_precision=PRECISION)
+        hops = tl.minimum(ROWS // STEP, (num_queries - start) // STEP)
+        newer = (hops - 1 - frame).to(tl.float32)
+        weight = tl.where(frame < hops, (1.0 - tl.exp2(log_decay)) * tl.exp2(log_decay * newer), 0.0)[None, :]
+        shrink = tl.exp2(log_decay * hops.to(tl.float32))
+        magnitude = tl.sqrt(real * real + tl.where(is_lowest, 0.0, imaginary * imaginary))
+        average = average * shrink + magnitude * weight
+        # The lowest bin has no imaginary part: the highest one, which has none either, stands in its place.
+        last_average = last_average * shrink + tl.sum(tl.where(is_lowest, tl.abs(imaginary) * weight, 0.0), 1)
+        before = paid
+    told = observed + lane.to(tl.int64) * (2 * STEP + 1) * num_slots + slot
+    average = tl.sum(tl.reshape(average, [SLOTS, ROWS // STEP, STEP]), 1)
+    step = tl.arange(0, STEP)
+    tl.store(told[:, None] + step[None, :] * num_slots, average, mask=is_slot[:, None])
+    tl.store(told + STEP * num_slots, last_average, mask=is_slot)
+    pending = (column - (hops - 1) * STEP)[None, :]
+    is_pending = is_slot[:, None] & (pending >= 0) & (pending < STEP)
+    tl.store(told[:, None] + (STEP + 1 + pending) * num_slots, before, mask=is_pending)

@@ -1,0 +1,180 @@
+"""From traces to importances in two Triton kernels: the features and projections of ``namm.py``, then its attention.
+
+The scorer's numbers are float32 everywhere else. Here each factor of its attention is kept as the sum of two bfloat16,
+and a product is three of those on tensor cores: what is left out is a few millionths, a hundredth of what bfloat16
+attention values of the model themselves are off by.
+
+Shapes: B rows, H KV heads, K slots, G genomes, F features (at most 32), h hidden size; L = B * H lanes.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from workers.memory.features import recency_table
+from workers.memory.memory import LayerView
+from workers.memory.scorer import ScorerParameters
+from workers.memory.specs import NammSettings
+
+LOG2_E = 1.4426950408889634
+WIDTH = 32
+"""Features, with zeros behind them: the side of a tile."""
+HIDDEN_SIZES = frozenset({16, 32, 64, 128})
+
+
+def can_serve(settings: NammSettings) -> bool:
+    """Whether the kernels compute just this; the portable path computes all."""
+    return (
+        settings.num_features <= WIDTH and settings.hidden_size in HIDDEN_SIZES and not torch.is_grad_enabled()
+    )
+
+
+def importances(
+    view: LayerView, extra: Tensor | None, parameters: ScorerParameters, mean: Tensor, deviation: Tensor,
+    settings: NammSettings,
+) -> Tensor:  # fmt: skip
+    """Importance of every slot, float32 ``[B, H, K]``; anything where a slot is empty.
+
+    ``extra [B, H, K, E]`` are features behind recency and spectrum, None for none; ``mean`` and ``deviation [bins]``.
+    """
+    rows, heads, num_slots = view.positions.shape
+    lanes, hidden = rows * heads, settings.hidden_size
+    trace, positions = view.trace.flatten(0, 1), view.positions.flatten(0, 1)
+    table = recency_table(view.seen_tokens, settings, trace.device)
+    num_extra = 0 if extra is None else extra.shape[-1]
+    more = trace if extra is None else extra.reshape(lanes, num_slots, num_extra)
+    features = torch.empty(lanes, num_slots, WIDTH, dtype=torch.float32, device=trace.device)
+    # Triton's interpreter, on a CPU, multiplies no bfloat16.
+    half = torch.bfloat16 if trace.is_cuda else torch.float32
+    factors = torch.empty(6, lanes, num_slots, hidden, dtype=half, device=trace.device)
+    by_genome = lanes // len(parameters.qkv_weight)
+    _project[(triton.cdiv(num_slots, 64), lanes)](
+        trace, positions, table, more, mean, deviation, parameters.qkv_weight, parameters.qkv_bias, features, factors,
+        trace.stride(0), trace.stride(1), trace.stride(2), positions.stride(0),
+        view.seen_tokens, num_slots, by_genome, hidden**-0.5 * LOG2_E,
+        RECENCY=settings.recency_size, BINS=settings.num_bins, EXTRA=num_extra, HIDDEN=hidden, SLOTS=64, WIDE=WIDTH,
+        num_warps=4,
+    )  # fmt: skip
+    importance = torch.empty(lanes, num_slots, dtype=torch.float32, device=trace.device)
+    _score[(triton.cdiv(num_slots, 64), lanes)](
+        features, factors, parameters.out_weight, parameters.out_bias, parameters.score_weight, parameters.score_bias,
+        importance, num_slots, lanes, by_genome,
+        FEATURES=settings.num_features, HIDDEN=hidden, TILE=64, WIDE=WIDTH, num_warps=4, num_stages=3,
+    )  # fmt: skip
+    return importance.view(rows, heads, num_slots)
+
+
+@triton.jit
+def _split(x, half: tl.constexpr):
+    """As the sum of two of lower precision."""
+    high = x.to(half)
+    return high, (x - high.to(tl.float32)).to(half)
+
+
+@triton.jit
+def _project(
+    trace, positions, table, extra, mean, deviation, weight, bias, features, factors,
+    trace_lane, trace_slot, trace_channel, position_lane,
+    seen, num_slots, by_genome, scale,
+    RECENCY: tl.constexpr, BINS: tl.constexpr, EXTRA: tl.constexpr, HIDDEN: tl.constexpr, SLOTS: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Features of a few slots, and queries, keys and values of them; queries times ``scale``."""
+    lane = tl.program_id(1).to(tl.int64)
+    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    f = tl.arange(0, WIDE)
+    is_slot = slot < num_slots
+    position = tl.load(positions + lane * position_lane + slot, mask=is_slot, other=0)
+    age = tl.minimum(seen - 1 - position, seen - 1)
+    x = tl.load(table + age[:, None] * RECENCY + f[None, :], mask=is_slot[:, None] & (f < RECENCY)[None, :], other=0.0)
+    is_bin = (f >= RECENCY) & (f < RECENCY + BINS)
+    power = tl.load(
+        trace + lane * trace_lane + slot[:, None] * trace_slot + (f - RECENCY)[None, :] * trace_channel,
+        mask=is_slot[:, None] & is_bin[None, :], other=0.0,
+    )  # fmt: skip
+    centre = tl.load(mean + f - RECENCY, mask=is_bin, other=0.0)
+    spread = tl.load(deviation + f - RECENCY, mask=is_bin, other=1.0)
+    x += (power - centre[None, :]) / spread[None, :]
+    if EXTRA > 0:
+        is_extra = (f >= RECENCY + BINS) & (f < RECENCY + BINS + EXTRA)
+        x += tl.load(
+            extra + (lane * num_slots + slot[:, None]) * EXTRA + (f - RECENCY - BINS)[None, :],
+            mask=is_slot[:, None] & is_extra[None, :], other=0.0,
+        )  # fmt: skip
+    tl.store(features + (lane * num_slots + slot[:, None]) * WIDE + f[None, :], x, mask=is_slot[:, None])
+    genome = lane // by_genome
+    channel = tl.arange(0, HIDDEN)
+    is_feature = f < RECENCY + BINS + EXTRA
+    lanes = tl.num_programs(1).to(tl.int64)
+    for part in tl.static_range(3):
+        w = tl.load(
+            weight + (genome * (RECENCY + BINS + EXTRA) + f[:, None]) * (3 * HIDDEN) + part * HIDDEN + channel[None, :],
+            mask=is_feature[:, None], other=0.0,
+        )  # fmt: skip
+        b = tl.load(bias + genome * (3 * HIDDEN) + part * HIDDEN + channel)
+        y = tl.dot(x, w, input_precision="tf32x3") + b[None, :]
+        if part == 0:
+            y *= scale
+        high, low = _split(y, factors.dtype.element_ty)
+        out = factors + ((2 * part * lanes + lane) * num_slots + slot[:, None]) * HIDDEN + channel[None, :]
+        tl.store(out, high, mask=is_slot[:, None])
+        tl.store(out + lanes * num_slots * HIDDEN, low, mask=is_slot[:, None])
+
+
+@triton.jit
+def _score(
+    features, factors, out_weight, out_bias, score_weight, score_bias, importance, num_slots, lanes, by_genome,
+    FEATURES: tl.constexpr, HIDDEN: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Attention of a few slots to themselves and to newer ones, which come after them, and what follows it."""
+    lane = tl.program_id(1).to(tl.int64)
+    own = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    is_own = own < num_slots
+    channel = tl.arange(0, HIDDEN)
+    size = lanes.to(tl.int64) * num_slots * HIDDEN
+    base = factors + lane * num_slots * HIDDEN
+    place = own[:, None] * HIDDEN + channel[None, :]
+    q_high = tl.load(base + place, mask=is_own[:, None], other=0.0)
+    q_low = tl.load(base + size + place, mask=is_own[:, None], other=0.0)
+    highest = tl.full([TILE], -1e30, tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    mixed = tl.zeros([TILE, HIDDEN], tl.float32)
+    for start in range(tl.program_id(0) * TILE, num_slots, TILE):
+        slot = start + tl.arange(0, TILE)
+        is_slot = slot < num_slots
+        there = slot[:, None] * HIDDEN + channel[None, :]
+        k_high = tl.load(base + 2 * size + there, mask=is_slot[:, None], other=0.0)
+        k_low = tl.load(base + 3 * size + there, mask=is_slot[:, None], other=0.0)
+        scores = tl.dot(q_high, tl.trans(k_high))
+        scores = tl.dot(q_high, tl.trans(k_low), scores)
+        scores = tl.dot(q_low, tl.trans(k_high), scores)
+        scores = tl.where((slot[None, :] >= own[:, None]) & is_slot[None, :], scores, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        weights = tl.exp2(scores - higher[:, None])
+        shrink = tl.exp2(highest - higher)
+        total = total * shrink + tl.sum(weights, 1)
+        w_high, w_low = _split(weights, factors.dtype.element_ty)
+        v_high = tl.load(base + 4 * size + there, mask=is_slot[:, None], other=0.0)
+        v_low = tl.load(base + 5 * size + there, mask=is_slot[:, None], other=0.0)
+        mixed = mixed * shrink[:, None]
+        mixed = tl.dot(w_high, v_high, mixed)
+        mixed = tl.dot(w_high, v_low, mixed)
+        mixed = tl.dot(w_low, v_high, mixed)
+        highest = higher
+    mixed = mixed / tl.where(is_own, total, 1.0)[:, None]
+    f = tl.arange(0, WIDE)
+    is_feature = f < FEATURES
+    genome = lane // by_genome
+    out = out_weight + (genome * HIDDEN + channel[:, None]) * (2 * FEATURES) + f[None, :]
+    bias = out_bias + genome * (2 * FEATURES) + f
+    residual = tl.dot(mixed, tl.load(out, mask=is_feature[None, :], other=0.0), input_precision="tf32x3")
+    residual += tl.load(bias, mask=is_feature, other=0.0)[None, :]
+    factor = tl.dot(mixed, tl.load(out + FEATURES, mask=is_feature[None, :], other=0.0), input_precision="tf32x3")
+    factor += tl.load(bias + FEATURES, mask=is_feature, other=0.0)[None, :]
+    x = tl.load(features + (lane * num_slots + own[:, None]) * WIDE + f[None, :], mask=is_own[:, None], other=0.0)
+    w = tl.load(score_weight + genome * FEATURES + f, mask=is_feature, other=0.0)
+    scored = tl.sum((x + residual + x * factor) * w[None, :], 1) + tl.load(score_bias + genome)
+    tl.store(importance + lane * num_slots + own, scored, mask=is_own)
