@@ -17,8 +17,9 @@ from workers.memory.cache import MemoryCache
 from workers.memory.memory import KeepAll, Memory
 from workers.memory.replay import Decoder
 
-PREFILL_TOKENS = 1024
-"""Most tokens of a row in one forward call. A constant, because results must not depend on the machine."""
+PREFILL_TOKENS = {"cpu": 1024}
+MOST_PREFILL_TOKENS = 4096
+"""Most tokens of a row in one forward call, by kind of device. Constants, because no result may depend on the machine."""
 
 GROUP_TOKENS = {"cpu": 1536}
 MOST_GROUP_TOKENS = 16_384
@@ -80,10 +81,15 @@ class Footprint:
         return Footprint(*(chosen(field.name) for field in fields(self)))
 
 
-def prefill(model: PreTrainedModel, cache: MemoryCache, ids: Tensor, tokens: int = PREFILL_TOKENS) -> Tensor:
+def chunk_tokens(device: torch.device) -> int:
+    """Of a row in one forward call."""
+    return PREFILL_TOKENS.get(device.type, MOST_PREFILL_TOKENS)
+
+
+def prefill(model: PreTrainedModel, cache: MemoryCache, ids: Tensor, tokens: int | None = None) -> Tensor:
     """Read ``ids [B, n]`` in chunks of ``tokens``; returns the logits after the last token, ``[B, vocabulary]``."""
     logits = torch.empty(0)
-    for chunk in ids.split(tokens, dim=1):
+    for chunk in ids.split(tokens or chunk_tokens(ids.device), dim=1):
         logits = model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
     return logits
 
@@ -96,7 +102,7 @@ def decode_greedily(
     *,
     max_new_tokens: int,
     stop_ids: Sequence[int],
-    prefill_tokens: int = PREFILL_TOKENS,
+    prefill_tokens: int | None = None,
 ) -> Completions:
     """Greedy decoding of prompts ``ids [B, n]``; the last decoded token is not fed back (spec 1.6).
 
@@ -141,9 +147,8 @@ def read_block(
     if shared:
         prefill(model, cache, ids[:, :shared])
     rest, parts, found = ids[:, shared:], [], []
-    together = max(
-        1, GROUP_TOKENS.get(ids.device.type, MOST_GROUP_TOKENS) // (len(ids) * min(PREFILL_TOKENS, rest.shape[1]))
-    )
+    tokens = len(ids) * min(chunk_tokens(ids.device), rest.shape[1])
+    together = max(1, GROUP_TOKENS.get(ids.device.type, MOST_GROUP_TOKENS) // tokens)
     for first in range(0, copies, together):
         genomes = slice(first, min(first + together, copies))
         count = genomes.stop - first
@@ -240,9 +245,9 @@ def score_answers(
 
 def _logits_at(model: PreTrainedModel, cache: MemoryCache, ids: Tensor, indices: Tensor) -> Tensor:
     """Logits ``[B, len(indices), vocabulary]`` at the given columns of ``ids [B, n]``, read in chunks."""
-    pieces = []
-    for start in range(0, ids.shape[1], PREFILL_TOKENS):
-        chunk = ids[:, start : start + PREFILL_TOKENS]
+    pieces, tokens = [], chunk_tokens(ids.device)
+    for start in range(0, ids.shape[1], tokens):
+        chunk = ids[:, start : start + tokens]
         wanted = indices[(indices >= start) & (indices < start + chunk.shape[1])] - start
         keep = wanted if len(wanted) else torch.zeros(1, dtype=torch.long, device=ids.device)
         logits = model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits

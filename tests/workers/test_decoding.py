@@ -60,7 +60,7 @@ def greedy_text(model, ids: Tensor, new: int) -> Tensor:
 @pytest.mark.parametrize("copies", [1, 3])
 def test_under_a_memory_that_keeps_all_answers_fare_as_in_the_plain_model(prefill_tokens, copies, monkeypatch):
     """Chunks without an answer in them and answers cut by a chunk's edge included."""
-    monkeypatch.setattr("workers.decoding.PREFILL_TOKENS", prefill_tokens)
+    monkeypatch.setattr("workers.decoding.PREFILL_TOKENS", {"cpu": prefill_tokens})
     model, ids = tiny_model(), random_ids(2, LENGTH)
     ids[0, 33:38] = greedy_text(model, ids[:1, :33], 5)[0, 33:]  # two answers that are greedy
     ids[1, 33] = greedy_text(model, ids[1:, :33], 1)[0, 33]  # and one that only begins so

@@ -97,14 +97,16 @@ def sweep(
     held = layer.held_by(cohort, key, value)
     seen = max(0, layer.seen_tokens - cohort.padding)
     outputs = []
-    for start, stop in blocks(seen, query.shape[2], memory.update_every):
+    parts = list(blocks(seen, query.shape[2], memory.update_every))
+    following = [stop - start for start, stop in parts[1:]] + [0]
+    for (start, stop), more in zip(parts, following, strict=True):
         # A single token is attended to where the others lie; for more it pays to unpack them.
         held = held if stop - start == 1 else held.at_work()
         held = held.append(key[:, :, start:stop], value[:, :, start:stop], seen)
         output, held = watch(query[:, :, start:stop], held, seen, options, memory)
         outputs.append(output)
         seen += stop - start
-        held = layer.take_up(held, cohort, seen, stop - start)
+        held = layer.take_up(held, cohort, seen, stop - start, more)
     layer.cohorts[cohort.padding] = at_rest(held)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 

@@ -99,20 +99,23 @@ class MemoryLayer(CacheLayerMixin):
         return held or Slots.nothing(keys, values, self.cache.memory.empty_trace_channels())
 
     def take_up(
-        self, slots: Slots | PackedSlots, cohort: Cohort, seen_tokens: int, new_tokens: int
+        self, slots: Slots | PackedSlots, cohort: Cohort, seen_tokens: int, new_tokens: int, more_tokens: int
     ) -> Slots | PackedSlots:
-        """After the attention of a block that ends at ``seen_tokens``: account for it, and update if one is due."""
-        self.cache.meter.appended(slots, new_tokens, cohort, len(self.cache.padding.by_row))
-        return self.evict(slots, cohort, seen_tokens) if self.cache.is_due(seen_tokens) else slots
+        """After the attention of a block that ends at ``seen_tokens``: account for it, and update if one is due.
 
-    def evict(self, held: Slots | PackedSlots, cohort: Cohort, seen_tokens: int) -> Slots:
+        ``more_tokens`` are about to be appended.
+        """
+        self.cache.meter.appended(slots, new_tokens, cohort, len(self.cache.padding.by_row))
+        return self.evict(slots, cohort, seen_tokens, more_tokens) if self.cache.is_due(seen_tokens) else slots
+
+    def evict(self, held: Slots | PackedSlots, cohort: Cohort, seen_tokens: int, more_tokens: int = 0) -> Slots:
         """Let the memory decide, and drop what it does not keep."""
         slots = told(held, self.cache.memory)
         view = LayerView(self.index, seen_tokens, slots.keys, slots.values, slots.positions, slots.trace)
         decision = self.cache.memory.decide(view)
         if self.cache.listener is not None:
             self.cache.listener(view, decision)
-        kept = slots.select(decision.keep)
+        kept = slots.select(decision.keep, more_tokens)
         self.cache.meter.evicted(slots, kept, cohort)
         return kept
 

@@ -67,13 +67,15 @@ def attend_and_observe(
     trace = slots.trace.flatten(0, 1)
     bins = spectrum.num_bins
     observed = torch.empty(lanes, bins + HOP, num_slots, dtype=torch.float32, device=query.device)
+    # Attention is small: in float16 it is as exact as in tf32, when it is counted in thousandths.
+    dtype, unit = (torch.float32, 1.0) if query.dtype == torch.float32 else (torch.float16, 1024.0)
     columns = OBSERVED_SLOTS
     _observe[(triton.cdiv(num_slots, columns), lanes)](
-        queries, keys, log_sums, trace, observed, empty, _basis(query.device),
+        queries, keys, log_sums, trace, observed, empty, _basis(query.device, dtype),
         queries.stride(0), queries.stride(1), keys.stride(0), keys.stride(1),
         trace.stride(0), trace.stride(1), trace.stride(2),
         num_queries, num_slots, trace.shape[1], scale, HOP * math.log2(spectrum.ema),
-        GROUP=group, SIZE=size, SLOTS=columns, STEP=HOP, ROWS=ROWS, PRECISION=precision,
+        GROUP=group, SIZE=size, SLOTS=columns, STEP=HOP, ROWS=ROWS, UNIT=unit, PRECISION=precision,
         num_warps=OBSERVED_WARPS, num_stages=OBSERVED_STAGES,
     )  # fmt: skip
     return (
@@ -89,23 +91,23 @@ def _empty(empty: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def _basis(device: torch.device) -> Tensor:
-    """What takes a block of attention, and the block before it, to its spectra, float32 ``[4, ROWS, ROWS]``.
+def _basis(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What takes a block of attention, and the hop before it, to its spectra, ``[2, ROWS + HOP, ROWS]``.
 
-    Real and imaginary parts from the block, then from the one before; a column is a frame and a bin. In the place of
-    the lowest bin's imaginary part, which is zero, stands the real part of the highest.
+    Real and imaginary parts; a column is a frame and a bin. In the place of the lowest bin's imaginary part, which is
+    zero, stands the real part of the highest.
     """
     basis = spectrum_basis(2 * HOP, torch.device("cpu"))
     parts = torch.stack([basis[:HOP], torch.cat([basis[HOP : HOP + 1], basis[HOP + 1 :]])])  # [2, bins, 2 * hop]
     older, newer = parts.transpose(1, 2).split(HOP, dim=1)
-    now, before = torch.zeros(2, 2, ROWS, ROWS).unbind()
+    now, before = torch.zeros(2, ROWS, ROWS), torch.zeros(2, HOP, ROWS)
     for start in range(0, ROWS, HOP):
         here = slice(start, start + HOP)
         now[:, here, here] = newer
         if start:
             now[:, start - HOP : start, here] = older
-    before[:, ROWS - HOP :, :HOP] = older
-    return torch.cat([now, before]).to(device)
+    before[:, :, :HOP] = older
+    return torch.cat([now, before], dim=1).to(device, dtype)
 
 
 @triton.jit
@@ -196,12 +198,12 @@ def _observe(
     query_lane, query_row, key_lane, key_row, trace_lane, trace_slot, trace_channel,
     num_queries, num_slots, num_traced, scale, log_decay,
     GROUP: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A few slots of one lane, over all queries: what :func:`features.observe` makes of their attention.
 
     A block of ROWS queries is ROWS / STEP frames, of STEP bins each; the columns of a spectrum are frames and bins. The
-    moving average is kept apart by frame of a block, and added up at the end.
+    moving average is kept apart by frame of a block, and added up at the end. Attention is counted in parts of 1 / UNIT.
     """
     lane = tl.program_id(1)
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
@@ -216,25 +218,25 @@ def _observe(
         mask=is_slot[:, None], other=0.0,
     )  # fmt: skip
     square = basis + column[:, None] * ROWS + column[None, :]
+    step = tl.arange(0, STEP)
     real_now = tl.load(square)
-    imaginary_now = tl.load(square + ROWS * ROWS)
-    real_before = tl.load(square + 2 * ROWS * ROWS)
-    imaginary_before = tl.load(square + 3 * ROWS * ROWS)
+    imaginary_now = tl.load(square + (ROWS + STEP) * ROWS)
+    oblong = basis + ROWS * ROWS + step[:, None] * ROWS + column[None, :]
+    real_before = tl.load(oblong)
+    imaginary_before = tl.load(oblong + (ROWS + STEP) * ROWS)
     # The trace: the moving average of all bins, then the last hop of attention.
     state = trace + lane.to(tl.int64) * trace_lane + slot * trace_slot
     is_traced = slot < num_traced
-    average = tl.load(
+    average = UNIT * tl.load(
         state[:, None] + column[None, :] * trace_channel, mask=is_traced[:, None] & (column < STEP)[None, :], other=0.0
     )
-    last_average = tl.load(state + STEP * trace_channel, mask=is_traced, other=0.0)
-    before = tl.load(
-        state[:, None] + (2 * STEP + 1 - ROWS + column)[None, :] * trace_channel,
-        mask=is_traced[:, None] & (column >= ROWS - STEP)[None, :], other=0.0,
-    )  # fmt: skip
+    last_average = UNIT * tl.load(state + STEP * trace_channel, mask=is_traced, other=0.0)
+    before = UNIT * tl.load(
+        state[:, None] + (STEP + 1 + step)[None, :] * trace_channel, mask=is_traced[:, None], other=0.0
+    )
     # Nobody sees a token before it is there, so its average stays zero until then.
     newest = num_slots - num_queries
     first_block = tl.maximum(0, (tl.program_id(0) * SLOTS - newest) // ROWS)
-    hops = ROWS // STEP
     for start in range(first_block * ROWS, num_queries, ROWS):
         row = start + column
         is_row = row < num_queries
@@ -249,11 +251,13 @@ def _observe(
             log_sum = tl.load(log_sums + head * num_queries + row, mask=is_row, other=float("inf"))
             scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
             paid += tl.where(seen, tl.exp2(scores - log_sum[None, :]), 0.0)
-        paid = paid / GROUP
-        real = tl.dot(before, real_before, input_precision=PRECISION)
-        real = tl.dot(paid, real_now, real, input_precision=PRECISION)
-        imaginary = tl.dot(before, imaginary_before, input_precision=PRECISION)
-        imaginary = tl.dot(paid, imaginary_now, imaginary, input_precision=PRECISION)
+        paid = paid * (UNIT / GROUP)
+        rounded = paid.to(real_now.dtype)
+        earlier = before.to(real_now.dtype)
+        real = tl.dot(earlier, real_before, input_precision=PRECISION)
+        real = tl.dot(rounded, real_now, real, input_precision=PRECISION)
+        imaginary = tl.dot(earlier, imaginary_before, input_precision=PRECISION)
+        imaginary = tl.dot(rounded, imaginary_now, imaginary, input_precision=PRECISION)
         hops = tl.minimum(ROWS // STEP, (num_queries - start) // STEP)
         newer = (hops - 1 - frame).to(tl.float32)
         weight = tl.where(frame < hops, (1.0 - tl.exp2(log_decay)) * tl.exp2(log_decay * newer), 0.0)[None, :]
@@ -262,12 +266,12 @@ def _observe(
         average = average * shrink + magnitude * weight
         # The lowest bin has no imaginary part: the highest one, which has none either, stands in its place.
         last_average = last_average * shrink + tl.sum(tl.where(is_lowest, tl.abs(imaginary) * weight, 0.0), 1)
-        before = paid
+        by_hop = tl.reshape(paid, [SLOTS, ROWS // STEP, STEP])
+        is_last = tl.arange(0, ROWS // STEP)[None, :, None] == hops - 1
+        before = tl.sum(tl.where(is_last, by_hop, 0.0), 1)
     told = observed + lane.to(tl.int64) * (2 * STEP + 1) * num_slots + slot
     average = tl.sum(tl.reshape(average, [SLOTS, ROWS // STEP, STEP]), 1)
-    step = tl.arange(0, STEP)
-    tl.store(told[:, None] + step[None, :] * num_slots, average, mask=is_slot[:, None])
-    tl.store(told + STEP * num_slots, last_average, mask=is_slot)
-    pending = (column - (hops - 1) * STEP)[None, :]
-    is_pending = is_slot[:, None] & (pending >= 0) & (pending < STEP)
-    tl.store(told[:, None] + (STEP + 1 + pending) * num_slots, before, mask=is_pending)
+    row_of = told[:, None] + step[None, :] * num_slots
+    tl.store(row_of, average / UNIT, mask=is_slot[:, None])
+    tl.store(told + STEP * num_slots, last_average / UNIT, mask=is_slot)
+    tl.store(row_of + (STEP + 1) * num_slots, before / UNIT, mask=is_slot[:, None])

@@ -1,8 +1,8 @@
 """From traces to importances in two Triton kernels: the features and projections of ``namm.py``, then its attention.
 
-The scorer's numbers are float32 everywhere else. Here each factor of its attention is kept as the sum of two bfloat16,
-and a product is three of those on tensor cores: what is left out is a few millionths, a hundredth of what bfloat16
-attention values of the model themselves are off by.
+The scorer's numbers are float32 everywhere else. Here the factors of its attention are float16 under a model in half
+precision, whose attention is no better known; under one in float32 each is the sum of two bfloat16, and a product is
+three of those on tensor cores, which leaves out a few millionths.
 
 Shapes: B rows, H KV heads, K slots, G genomes, F features (at most 32), h hidden size; L = B * H lanes.
 """
@@ -47,31 +47,32 @@ def importances(
     num_extra = 0 if extra is None else extra.shape[-1]
     more = trace if extra is None else extra.reshape(lanes, num_slots, num_extra)
     features = torch.empty(lanes, num_slots, WIDTH, dtype=torch.float32, device=trace.device)
-    # Triton's interpreter, on a CPU, multiplies no bfloat16.
-    half = torch.bfloat16 if trace.is_cuda else torch.float32
-    factors = torch.empty(6, lanes, num_slots, hidden, dtype=half, device=trace.device)
+    dtype, num_parts = torch.float16, 1
+    if view.keys.dtype == torch.float32:  # Triton's interpreter, on a CPU, multiplies no bfloat16
+        dtype, num_parts = torch.bfloat16 if trace.is_cuda else torch.float32, 2
+    factors = torch.empty(3 * num_parts, lanes, num_slots, hidden, dtype=dtype, device=trace.device)
     by_genome = lanes // len(parameters.qkv_weight)
     _project[(triton.cdiv(num_slots, 64), lanes)](
         trace, positions, table, more, mean, deviation, parameters.qkv_weight, parameters.qkv_bias, features, factors,
         trace.stride(0), trace.stride(1), trace.stride(2), positions.stride(0),
         view.seen_tokens, num_slots, by_genome, hidden**-0.5 * LOG2_E,
-        RECENCY=settings.recency_size, BINS=settings.num_bins, EXTRA=num_extra, HIDDEN=hidden, SLOTS=64, WIDE=WIDTH,
-        num_warps=4,
+        RECENCY=settings.recency_size, BINS=settings.num_bins, EXTRA=num_extra, HIDDEN=hidden, PARTS=num_parts,
+        SLOTS=64, WIDE=WIDTH, num_warps=4,
     )  # fmt: skip
     importance = torch.empty(lanes, num_slots, dtype=torch.float32, device=trace.device)
     _score[(triton.cdiv(num_slots, 64), lanes)](
         features, factors, parameters.out_weight, parameters.out_bias, parameters.score_weight, parameters.score_bias,
         importance, num_slots, lanes, by_genome,
-        FEATURES=settings.num_features, HIDDEN=hidden, TILE=64, WIDE=WIDTH, num_warps=4, num_stages=3,
+        FEATURES=settings.num_features, HIDDEN=hidden, PARTS=num_parts, TILE=64, WIDE=WIDTH, num_warps=4, num_stages=3,
     )  # fmt: skip
     return importance.view(rows, heads, num_slots)
 
 
 @triton.jit
-def _split(x, half: tl.constexpr):
-    """As the sum of two of lower precision."""
-    high = x.to(half)
-    return high, (x - high.to(tl.float32)).to(half)
+def _rounded(x, dtype: tl.constexpr):
+    if dtype == tl.float16:
+        x = tl.minimum(tl.maximum(x, -65504.0), 65504.0)
+    return x.to(dtype)
 
 
 @triton.jit
@@ -79,8 +80,8 @@ def _project(
     trace, positions, table, extra, mean, deviation, weight, bias, features, factors,
     trace_lane, trace_slot, trace_channel, position_lane,
     seen, num_slots, by_genome, scale,
-    RECENCY: tl.constexpr, BINS: tl.constexpr, EXTRA: tl.constexpr, HIDDEN: tl.constexpr, SLOTS: tl.constexpr,
-    WIDE: tl.constexpr,
+    RECENCY: tl.constexpr, BINS: tl.constexpr, EXTRA: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr,
+    SLOTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Features of a few slots, and queries, keys and values of them; queries times ``scale``."""
     lane = tl.program_id(1).to(tl.int64)
@@ -118,16 +119,60 @@ def _project(
         y = tl.dot(x, w, input_precision="tf32x3") + b[None, :]
         if part == 0:
             y *= scale
-        high, low = _split(y, factors.dtype.element_ty)
-        out = factors + ((2 * part * lanes + lane) * num_slots + slot[:, None]) * HIDDEN + channel[None, :]
+        high = _rounded(y, factors.dtype.element_ty)
+        out = factors + ((PARTS * part * lanes + lane) * num_slots + slot[:, None]) * HIDDEN + channel[None, :]
         tl.store(out, high, mask=is_slot[:, None])
-        tl.store(out + lanes * num_slots * HIDDEN, low, mask=is_slot[:, None])
+        if PARTS == 2:
+            low = _rounded(y - high.to(tl.float32), factors.dtype.element_ty)
+            tl.store(out + lanes * num_slots * HIDDEN, low, mask=is_slot[:, None])
+
+
+@triton.jit
+def _product(high, low, other_high, other_low, total, PARTS: tl.constexpr):
+    """Of two factors onto ``total``: without the parts that are low in both."""
+    total = tl.dot(high, other_high, total)
+    if PARTS == 2:
+        total = tl.dot(high, other_low, total)
+        total = tl.dot(low, other_high, total)
+    return total
+
+
+@triton.jit
+def _take_in(
+    base, size, q_high, q_low, own, start, num_slots, highest, total, mixed,
+    HIDDEN: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr, IS_HIDING: tl.constexpr,
+):  # fmt: skip
+    """A tile of slots into a running softmax."""
+    slot = start + tl.arange(0, TILE)
+    there = slot[:, None] * HIDDEN + tl.arange(0, HIDDEN)[None, :]
+    if IS_HIDING:
+        is_slot = slot < num_slots
+        k_high = tl.load(base + PARTS * size + there, mask=is_slot[:, None], other=0.0)
+        k_low = tl.load(base + (2 * PARTS - 1) * size + there, mask=is_slot[:, None], other=0.0)
+        v_high = tl.load(base + 2 * PARTS * size + there, mask=is_slot[:, None], other=0.0)
+        v_low = tl.load(base + (3 * PARTS - 1) * size + there, mask=is_slot[:, None], other=0.0)
+    else:
+        k_high = tl.load(base + PARTS * size + there)
+        k_low = tl.load(base + (2 * PARTS - 1) * size + there)
+        v_high = tl.load(base + 2 * PARTS * size + there)
+        v_low = tl.load(base + (3 * PARTS - 1) * size + there)
+    scores = tl.zeros([TILE, TILE], tl.float32)
+    scores = _product(q_high, q_low, tl.trans(k_high), tl.trans(k_low), scores, PARTS)
+    if IS_HIDING:
+        scores = tl.where((slot[None, :] >= own[:, None]) & is_slot[None, :], scores, float("-inf"))
+    higher = tl.maximum(highest, tl.max(scores, 1))
+    weights = tl.exp2(scores - higher[:, None])
+    shrink = tl.exp2(highest - higher)
+    w_high = weights.to(k_high.dtype)
+    w_low = (weights - w_high.to(tl.float32)).to(k_high.dtype)
+    mixed = _product(w_high, w_low, v_high, v_low, mixed * shrink[:, None], PARTS)
+    return higher, total * shrink + tl.sum(weights, 1), mixed
 
 
 @triton.jit
 def _score(
     features, factors, out_weight, out_bias, score_weight, score_bias, importance, num_slots, lanes, by_genome,
-    FEATURES: tl.constexpr, HIDDEN: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+    FEATURES: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Attention of a few slots to themselves and to newer ones, which come after them, and what follows it."""
     lane = tl.program_id(1).to(tl.int64)
@@ -138,32 +183,24 @@ def _score(
     base = factors + lane * num_slots * HIDDEN
     place = own[:, None] * HIDDEN + channel[None, :]
     q_high = tl.load(base + place, mask=is_own[:, None], other=0.0)
-    q_low = tl.load(base + size + place, mask=is_own[:, None], other=0.0)
+    q_low = tl.load(base + (PARTS - 1) * size + place, mask=is_own[:, None], other=0.0)
     highest = tl.full([TILE], -1e30, tl.float32)
     total = tl.zeros([TILE], tl.float32)
     mixed = tl.zeros([TILE, HIDDEN], tl.float32)
-    for start in range(tl.program_id(0) * TILE, num_slots, TILE):
-        slot = start + tl.arange(0, TILE)
-        is_slot = slot < num_slots
-        there = slot[:, None] * HIDDEN + channel[None, :]
-        k_high = tl.load(base + 2 * size + there, mask=is_slot[:, None], other=0.0)
-        k_low = tl.load(base + 3 * size + there, mask=is_slot[:, None], other=0.0)
-        scores = tl.dot(q_high, tl.trans(k_high))
-        scores = tl.dot(q_high, tl.trans(k_low), scores)
-        scores = tl.dot(q_low, tl.trans(k_high), scores)
-        scores = tl.where((slot[None, :] >= own[:, None]) & is_slot[None, :], scores, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
-        shrink = tl.exp2(highest - higher)
-        total = total * shrink + tl.sum(weights, 1)
-        w_high, w_low = _split(weights, factors.dtype.element_ty)
-        v_high = tl.load(base + 4 * size + there, mask=is_slot[:, None], other=0.0)
-        v_low = tl.load(base + 5 * size + there, mask=is_slot[:, None], other=0.0)
-        mixed = mixed * shrink[:, None]
-        mixed = tl.dot(w_high, v_high, mixed)
-        mixed = tl.dot(w_high, v_low, mixed)
-        mixed = tl.dot(w_low, v_high, mixed)
-        highest = higher
+    # Only among its own slots and behind the last one has a tile anything to hide.
+    first, last = tl.program_id(0) * TILE, num_slots // TILE * TILE
+    for start in range(first, first + TILE, TILE):
+        highest, total, mixed = _take_in(
+            base, size, q_high, q_low, own, start, num_slots, highest, total, mixed, HIDDEN, PARTS, TILE, True
+        )
+    for start in range(first + TILE, last, TILE):
+        highest, total, mixed = _take_in(
+            base, size, q_high, q_low, own, start, num_slots, highest, total, mixed, HIDDEN, PARTS, TILE, False
+        )
+    for start in range(tl.maximum(last, first + TILE), num_slots, TILE):
+        highest, total, mixed = _take_in(
+            base, size, q_high, q_low, own, start, num_slots, highest, total, mixed, HIDDEN, PARTS, TILE, True
+        )
     mixed = mixed / tl.where(is_own, total, 1.0)[:, None]
     f = tl.arange(0, WIDE)
     is_feature = f < FEATURES

@@ -31,7 +31,7 @@ def chosen(
     _choose[(rows * heads,)](
         importance, occupied, threshold if by_row else importance, keep,
         0.0 if by_row else threshold, num_slots, num_slots if cap is None else cap,
-        HEADS=heads, IS_EVEN=is_even, BY_ROW=by_row, SLOTS=max(16, triton.next_power_of_2(num_slots)), num_warps=8,
+        HEADS=heads, IS_EVEN=is_even, BY_ROW=by_row, SLOTS=max(16, triton.next_power_of_2(num_slots)), num_warps=16,
     )  # fmt: skip
     return keep
 
@@ -53,20 +53,24 @@ def places(keep: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gathered(
-    order: Tensor, counts: Tensor, longest: int, keys: Tensor, values: Tensor, positions: Tensor, trace: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The tokens of ``order`` moved together, aligned at the newest of ``longest`` slots; the others are empty."""
+    order: Tensor, counts: Tensor, longest: int, room: int, keys: Tensor, values: Tensor, positions: Tensor,
+    trace: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The tokens of ``order`` moved together, aligned at the newest of ``longest`` slots; the others are empty.
+
+    Keys, values and positions have ``room`` for more tokens behind them.
+    """
     rows, heads = positions.shape[:2]
     channels = trace.shape[-1]
-    new_keys = keys.new_empty(rows, heads, longest, keys.shape[-1])
-    new_values = values.new_empty(rows, heads, longest, values.shape[-1])
-    new_positions = positions.new_empty(rows, heads, longest)
+    new_keys = keys.new_empty(rows, heads, longest + room, keys.shape[-1])
+    new_values = values.new_empty(rows, heads, longest + room, values.shape[-1])
+    new_positions = positions.new_empty(rows, heads, longest + room)
     new_trace = trace.new_empty(rows, heads, channels, longest)  # channel by channel, as the next kernel reads it
     key, value, position, told = (tensor.flatten(0, 1) for tensor in (keys, values, positions, trace))
     _gather[(triton.cdiv(longest, 64), rows * heads)](
         order, counts, key, value, position, told, new_keys, new_values, new_positions, new_trace,
         key.stride(0), key.stride(1), value.stride(0), value.stride(1), position.stride(0), *told.stride(),
-        order.shape[1], longest,
+        order.shape[1], longest, room,
         SIZE=keys.shape[-1], VALUES=values.shape[-1], CHANNELS=channels,
         WIDE=max(16, triton.next_power_of_2(channels)), SLOTS=64, num_warps=4,
     )  # fmt: skip
@@ -109,14 +113,13 @@ def _choose(
     ordered = tl.where(is_held, ordered, -2147483648)
     ordered = tl.where(slot == num_slots - 1, 2147483647, ordered)
     ordered = tl.where(slot < num_slots, ordered, -2147483648)
-    key = ordered.to(tl.int64) + 2147483648
-    least = count.to(tl.int64) * 0
-    for bit in range(32):
-        higher = least + (tl.full([], 1, tl.int64) << (31 - bit))
-        if tl.sum((key >= higher).to(tl.int32), 0) >= count:
+    least = tl.where(tl.sum((ordered >= 0).to(tl.int32), 0) >= count, 0, -2147483648)
+    for bit in range(31):
+        higher = least + (1 << (30 - bit))
+        if tl.sum((ordered >= higher).to(tl.int32), 0) >= count:
             least = higher
-    is_above = key > least
-    is_at = key == least
+    is_above = ordered > least
+    is_at = ordered == least
     missing = count - tl.sum(is_above.to(tl.int32), 0)
     kept = is_above | (is_at & (tl.cumsum(is_at.to(tl.int32), 0) <= missing))
     kept = kept & (is_held | (slot == num_slots - 1))
@@ -138,7 +141,7 @@ def _place(keep, order, counts, num_slots, SLOTS: tl.constexpr):
 def _gather(
     order, counts, keys, values, positions, trace, new_keys, new_values, new_positions, new_trace,
     key_lane, key_slot, value_lane, value_slot, position_lane, trace_lane, trace_slot, trace_channel,
-    num_slots, longest,
+    num_slots, longest, room,
     SIZE: tl.constexpr, VALUES: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Some slots of one lane."""
@@ -150,14 +153,14 @@ def _gather(
     source = tl.load(order + lane * num_slots + rank, mask=is_held, other=0)
     channel = tl.arange(0, SIZE)
     k = tl.load(keys + lane * key_lane + source[:, None] * key_slot + channel[None, :], mask=is_held[:, None], other=0.0)
-    tl.store(new_keys + (lane * longest + to[:, None]) * SIZE + channel[None, :], k, mask=is_slot[:, None])
+    tl.store(new_keys + (lane * (longest + room) + to[:, None]) * SIZE + channel[None, :], k, mask=is_slot[:, None])
     channel = tl.arange(0, VALUES)
     v = tl.load(
         values + lane * value_lane + source[:, None] * value_slot + channel[None, :], mask=is_held[:, None], other=0.0
     )
-    tl.store(new_values + (lane * longest + to[:, None]) * VALUES + channel[None, :], v, mask=is_slot[:, None])
+    tl.store(new_values + (lane * (longest + room) + to[:, None]) * VALUES + channel[None, :], v, mask=is_slot[:, None])
     position = tl.load(positions + lane * position_lane + source, mask=is_held, other=-1)
-    tl.store(new_positions + lane * longest + to, position, mask=is_slot)
+    tl.store(new_positions + lane * (longest + room) + to, position, mask=is_slot)
     channel = tl.arange(0, WIDE)
     is_channel = channel < CHANNELS
     t = tl.load(

@@ -88,14 +88,20 @@ class Slots:
 
         return moved(self.keys), moved(self.values), moved(self.positions)
 
-    def select(self, keep: Tensor) -> Slots:
-        """Only the tokens where ``keep`` (bool ``[B, H, K]``) holds, in the same order, physically moved together."""
+    def select(self, keep: Tensor, room: int = 0) -> Slots:
+        """Only the tokens where ``keep`` (bool ``[B, H, K]``) holds, in the same order, physically moved together.
+
+        Where that costs nothing, with ``room`` for more behind them.
+        """
         kernels = kernels_for(keep, "fused_selection")
         if kernels is not None and kernels.can_gather(self.keys, self.values):
             order, by_lane = kernels.places(keep)
             empty, longest = _alignment(by_lane)
-            moved = kernels.gathered(order, by_lane, longest, self.keys, self.values, self.positions, self.trace)
-            return Slots(*moved, empty)
+            *buffers, trace = kernels.gathered(
+                order, by_lane, longest, room, self.keys, self.values, self.positions, self.trace
+            )
+            keys, values, positions = (buffer[:, :, :longest] for buffer in buffers)
+            return Slots(keys, values, positions, trace, empty, buffers=tuple(buffers) if room else None)
         rows, heads, num_slots = keep.shape
         empty, longest = _alignment(keep.flatten(0, 1).sum(-1))
         total = longest * len(empty) - sum(empty)
