@@ -253,7 +253,7 @@ class MemoryCache(Cache):
     def row_state_bytes(self) -> Tensor:
         """int64 ``[B]`` on the CPU: state of the tokens held, row by row, whoever shares the batch; without padding."""
         held = [layer.held for layer in self.layers if layer.held is not None]
-        return torch.stack([slots.row_tokens * slots.token_state_bytes for slots in held]).sum(0)
+        return torch.from_numpy(sum(slots.row_tokens * slots.token_state_bytes for slots in held))
 
     def reset(self) -> None:
         """Forget everything, the account of bytes included."""

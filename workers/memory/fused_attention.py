@@ -142,7 +142,7 @@ def _take_in(
     return higher, total * shrink + tl.sum(weights, 1), mixed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries", "num_slots"])
 def _attend(
     queries, keys, values, output, log_sums, empty,
     query_lane, query_row, key_lane, key_row, value_lane, value_row,
@@ -192,7 +192,7 @@ def _attend(
     tl.store(log_sums + head.to(tl.int64) * num_queries + row, highest + tl.log2(total), mask=is_query)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["trace_lane", "trace_slot", "trace_channel", "num_queries", "num_slots", "num_traced"])
 def _observe(
     queries, keys, log_sums, trace, observed, empty, basis,
     query_lane, query_row, key_lane, key_row, trace_lane, trace_slot, trace_channel,

@@ -27,9 +27,7 @@ HIDDEN_SIZES = frozenset({16, 32, 64, 128})
 
 def can_serve(settings: NammSettings) -> bool:
     """Whether the kernels compute just this; the portable path computes all."""
-    return (
-        settings.num_features <= WIDTH and settings.hidden_size in HIDDEN_SIZES and not torch.is_grad_enabled()
-    )
+    return settings.num_features <= WIDTH and settings.hidden_size in HIDDEN_SIZES and not torch.is_grad_enabled()
 
 
 def importances(
@@ -75,7 +73,9 @@ def _rounded(x, dtype: tl.constexpr):
     return x.to(dtype)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["trace_lane", "trace_slot", "trace_channel", "position_lane", "seen", "num_slots", "by_genome"]
+)
 def _project(
     trace, positions, table, extra, mean, deviation, weight, bias, features, factors,
     trace_lane, trace_slot, trace_channel, position_lane,
@@ -169,7 +169,7 @@ def _take_in(
     return higher, total * shrink + tl.sum(weights, 1), mixed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots", "lanes", "by_genome"])
 def _score(
     features, factors, out_weight, out_bias, score_weight, score_bias, importance, num_slots, lanes, by_genome,
     FEATURES: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,

@@ -87,7 +87,7 @@ def _is_wanted(importance, occupied, lane, threshold, slot, num_slots):
     return value, is_held, wanted
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots", "cap"])
 def _choose(
     importance, occupied, thresholds, keep, threshold, num_slots, cap,
     HEADS: tl.constexpr, IS_EVEN: tl.constexpr, BY_ROW: tl.constexpr, SLOTS: tl.constexpr,
@@ -126,7 +126,7 @@ def _choose(
     tl.store(keep + lane * num_slots + slot, kept.to(tl.int8), mask=slot < num_slots)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def _place(keep, order, counts, num_slots, SLOTS: tl.constexpr):
     """One lane."""
     lane = tl.program_id(0).to(tl.int64)
@@ -137,7 +137,9 @@ def _place(keep, order, counts, num_slots, SLOTS: tl.constexpr):
     tl.store(counts + lane, tl.sum(kept, 0))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["position_lane", "trace_lane", "trace_slot", "trace_channel", "num_slots", "longest", "room"]
+)
 def _gather(
     order, counts, keys, values, positions, trace, new_keys, new_values, new_positions, new_trace,
     key_lane, key_slot, value_lane, value_slot, position_lane, trace_lane, trace_slot, trace_channel,
@@ -152,7 +154,9 @@ def _gather(
     is_held = is_slot & (rank >= 0)
     source = tl.load(order + lane * num_slots + rank, mask=is_held, other=0)
     channel = tl.arange(0, SIZE)
-    k = tl.load(keys + lane * key_lane + source[:, None] * key_slot + channel[None, :], mask=is_held[:, None], other=0.0)
+    k = tl.load(
+        keys + lane * key_lane + source[:, None] * key_slot + channel[None, :], mask=is_held[:, None], other=0.0
+    )
     tl.store(new_keys + (lane * (longest + room) + to[:, None]) * SIZE + channel[None, :], k, mask=is_slot[:, None])
     channel = tl.arange(0, VALUES)
     v = tl.load(

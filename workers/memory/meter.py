@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.memory.packed import PackedSlots
 from workers.memory.padding import Cohort
 from workers.memory.slots import Slots
 
+Counts = NDArray[np.int64]
+
 
 class Meter:
     """Bytes of keys and values by row, as they come and go: now, at the peak, and summed over the tokens read.
 
     What all rows have in common is counted in plain numbers until the rows begin to differ: a decoded token then costs
-    a few additions, and the device nothing.
+    a few additions, and the device nothing. The rest is numpy's, whose calls cost the host less than torch's.
     """
 
     def __init__(self) -> None:
-        self._now: Tensor | None = None
-        self._peak: Tensor | None = None
-        self._area: Tensor | None = None
+        self._now: Counts | None = None
+        self._peak: Counts | None = None
+        self._area: Counts | None = None
         self._highest = 0
         self._common_now = self._common_area = 0
 
@@ -30,19 +34,19 @@ class Meter:
     def now(self) -> Tensor | None:
         """int64 ``[B]``: all layers together."""
         self._settle()
-        return self._now
+        return None if self._now is None else torch.from_numpy(self._now)
 
     @property
     def peak(self) -> Tensor | None:
         """int64 ``[B]``: highest value of ``now``, reached before an eviction."""
         self._settle()
-        return self._peak
+        return None if self._peak is None else torch.from_numpy(self._peak)
 
     @property
     def area(self) -> Tensor | None:
         """int64 ``[B]``: sum over the tokens read of the bytes held after each."""
         self._settle()
-        return self._area
+        return None if self._area is None else torch.from_numpy(self._area)
 
     @property
     def highest(self) -> int:
@@ -54,7 +58,7 @@ class Meter:
         """``new_tokens`` were appended to the rows of a cohort; ``slots`` holds them already."""
         heads, token_bytes = _heads(slots), _token_bytes(slots)
         if self._now is None or self._area is None:
-            self._now, self._peak, self._area = torch.zeros(3, num_rows, dtype=torch.int64).unbind()
+            self._now, self._peak, self._area = np.zeros((3, num_rows), np.int64)
         grown = heads * new_tokens * token_bytes
         # Bytes of this layer after each new token: before + 1, before + 2, … tokens in every head.
         growth = heads * token_bytes * new_tokens * (new_tokens + 1) // 2 - new_tokens * grown
@@ -68,7 +72,7 @@ class Meter:
             return
         self._settle()
         held = slots.row_tokens
-        self._now = _added(self._now, torch.full_like(held, grown), cohort)
+        self._now = _added(self._now, np.full_like(held, grown), cohort)
         self._area = _added(self._area, new_tokens * token_bytes * held + growth, cohort)
         self._settle()
 
@@ -86,7 +90,7 @@ class Meter:
         self._settle()
         meter = Meter()
         if self._now is not None and self._peak is not None and self._area is not None:
-            meter._now, meter._peak, meter._area = (x.repeat(copies) for x in (self._now, self._peak, self._area))
+            meter._now, meter._peak, meter._area = (np.tile(x, copies) for x in (self._now, self._peak, self._area))
         meter._highest = self._highest * copies
         return meter
 
@@ -100,7 +104,7 @@ class Meter:
         columns = [(part._now, part._peak, part._area) for part in meters]
         if all(now is not None for now, _, _ in columns):
             meter._now, meter._peak, meter._area = (
-                torch.cat([x for x in column if x is not None]) for column in zip(*columns, strict=True)
+                np.concatenate([x for x in column if x is not None]) for column in zip(*columns, strict=True)
             )
         return meter
 
@@ -110,13 +114,17 @@ class Meter:
             return
         self._now, self._area = self._now + self._common_now, self._area + self._common_area
         self._common_now = self._common_area = 0
-        self._peak = torch.maximum(self._peak, self._now)
+        self._peak = np.maximum(self._peak, self._now)
         self._highest = max(self._highest, int(self._now.sum()))
 
 
-def _added(total: Tensor, change: Tensor, cohort: Cohort) -> Tensor:
-    """``total [B]`` with ``change`` on the rows of a cohort, as a new tensor."""
-    return total + change if cohort.rows is None else total.index_add(0, cohort.rows.cpu(), change)
+def _added(total: Counts, change: Counts, cohort: Cohort) -> Counts:
+    """``total [B]`` with ``change`` on the rows of a cohort, as a new array."""
+    if cohort.rows is None:
+        return total + change
+    added = total.copy()
+    added[cohort.rows.cpu().numpy()] += change
+    return added
 
 
 def _heads(slots: Slots | PackedSlots) -> int:

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.memory.slots import Slots, vacant_slots
@@ -129,9 +131,9 @@ class PackedSlots:
         return packed + self.tail.num_slots
 
     @property
-    def row_tokens(self) -> Tensor:
-        """int64 ``[B]`` on the CPU: tokens held by all heads."""
-        return torch.tensor(self.row_counts) + self.tail.positions.shape[1] * self.tail.num_slots
+    def row_tokens(self) -> NDArray[np.int64]:
+        """``[B]``: tokens held by all heads."""
+        return np.array(self.row_counts, np.int64) + self.tail.positions.shape[1] * self.tail.num_slots
 
     @property
     def cache_bytes(self) -> int:

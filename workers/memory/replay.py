@@ -111,9 +111,7 @@ class _Recording:
 
     def can_go_on(self) -> bool:
         """Whether there is room, and nobody else has fed the cache since."""
-        is_ours = all(
-            layer.held is one.slots for layer, one in zip(self._cache.layers, self._open, strict=True)
-        )
+        is_ours = all(layer.held is one.slots for layer, one in zip(self._cache.layers, self._open, strict=True))
         return is_ours and self._taken < self._room
 
     def step(self, ids: Tensor) -> Tensor:

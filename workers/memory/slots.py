@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -170,9 +172,10 @@ class Slots:
         return (self.num_slots - torch.tensor(self.empty, dtype=torch.int32)).view(self.positions.shape[0], -1)
 
     @property
-    def row_tokens(self) -> Tensor:
-        """int64 ``[B]`` on the CPU: tokens held by all heads."""
-        return self.lengths.sum(-1)
+    def row_tokens(self) -> NDArray[np.int64]:
+        """``[B]``: tokens held by all heads."""
+        rows, heads, num_slots = self.positions.shape
+        return heads * num_slots - np.array(self.empty, np.int64).reshape(rows, heads).sum(-1)
 
     @property
     def cache_bytes(self) -> int:

@@ -152,7 +152,9 @@ def test_what_is_kept_is_moved_together(seed, dtype, monkeypatch):
     longest = expected.num_slots
     assert [longest - count for count in counts.tolist()] == list(expected.empty)
     assert fused_selection.can_gather(slots.keys, slots.values)
-    moved = fused_selection.gathered(order, counts, longest, seed, slots.keys, slots.values, slots.positions, slots.trace)
+    moved = fused_selection.gathered(
+        order, counts, longest, seed, slots.keys, slots.values, slots.positions, slots.trace
+    )
     assert [buffer.shape[2] for buffer in moved[:3]] == [longest + seed] * 3
     keys, values, positions = (buffer[:, :, :longest] for buffer in moved[:3])
     trace = moved[3]
