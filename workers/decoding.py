@@ -19,7 +19,7 @@ from workers.memory.replay import Decoder
 
 PREFILL_TOKENS = {"cpu": 1024}
 MOST_PREFILL_TOKENS = 4096
-"""Most tokens of a row in one forward call, by kind of device. Constants, because no result may depend on the machine."""
+"""Most tokens of a row in one forward call, by kind of device; no result depends on the machine beyond that."""
 
 GROUP_TOKENS = {"cpu": 1536}
 MOST_GROUP_TOKENS = 16_384

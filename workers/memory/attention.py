@@ -27,7 +27,8 @@ from workers.memory.packed import at_rest
 from workers.memory.padding import Cohort
 from workers.memory.room import explain_lack_of_room
 from workers.memory.support import require_support, switch_attention
-from workers.memory.watching import watch
+from workers.memory.unsettled import UnsettledSlots
+from workers.memory.watching import AnySlots, watch
 
 IMPLEMENTATION = "namm"
 """Name of our functions in transformers' registries."""
@@ -68,11 +69,11 @@ def memory_attention(
     if any(padding.by_row) and layer.cache.memory.num_genomes > 1:
         raise UnsupportedUseError("a block of genomes takes no padded batches: group prompts of equal length")
     layer.cache.layer_begins(layer.index)
+    output: Tensor | None = None
     if layer.open is not None:
         output = layer.open.attend(query, key, value, options)
         layer.cache.layer_ends(layer.index)
         return output.transpose(1, 2).contiguous(), None
-    output = None
     for cohort in padding.cohorts(query.device):
         if cohort.rows is None:
             output = sweep(layer, cohort, query, key, value, options)
@@ -94,19 +95,19 @@ def sweep(
 ) -> Tensor:
     """Attention ``[B, H * r, n, d]`` of the new tokens of some rows, evicting on the way; shapes without padding."""
     memory = layer.cache.memory
-    held = layer.held_by(cohort, key, value)
+    held: AnySlots = layer.held_by(cohort, key, value)
     seen = max(0, layer.seen_tokens - cohort.padding)
     outputs = []
     parts = list(blocks(seen, query.shape[2], memory.update_every))
-    following = [stop - start for start, stop in parts[1:]] + [0]
-    for (start, stop), more in zip(parts, following, strict=True):
+    for (start, stop), (_, next_stop) in zip(parts, [*parts[1:], parts[-1]], strict=True):
         # A single token is attended to where the others lie; for more it pays to unpack them.
         held = held if stop - start == 1 else held.at_work()
         held = held.append(key[:, :, start:stop], value[:, :, start:stop], seen)
         output, held = watch(query[:, :, start:stop], held, seen, options, memory)
         outputs.append(output)
         seen += stop - start
-        held = layer.take_up(held, cohort, seen, stop - start, more)
+        held = layer.take_up(held, cohort, seen, stop - start, following=query[:, :, stop:next_stop])
+    assert not isinstance(held, UnsettledSlots), "nothing follows the last block"
     layer.cohorts[cohort.padding] = at_rest(held)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 

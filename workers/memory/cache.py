@@ -24,7 +24,8 @@ from workers.memory.options import AttentionOptions
 from workers.memory.packed import PackedSlots, at_rest, joined
 from workers.memory.padding import Cohort, Padding
 from workers.memory.slots import Slots
-from workers.memory.watching import told
+from workers.memory.unsettled import UnsettledSlots
+from workers.memory.watching import AnySlots, can_go_on_unsettled, told
 
 UpdateListener = Callable[[LayerView, Decision], None]
 
@@ -98,25 +99,32 @@ class MemoryLayer(CacheLayerMixin):
         held = self.cohorts.get(cohort.padding)
         return held or Slots.nothing(keys, values, self.cache.memory.empty_trace_channels())
 
-    def take_up(
-        self, slots: Slots | PackedSlots, cohort: Cohort, seen_tokens: int, new_tokens: int, more_tokens: int
-    ) -> Slots | PackedSlots:
+    def take_up(self, held: AnySlots, cohort: Cohort, seen_tokens: int, new_tokens: int, following: Tensor) -> AnySlots:
         """After the attention of a block that ends at ``seen_tokens``: account for it, and update if one is due.
 
-        ``more_tokens`` are about to be appended.
+        ``following [B, H * r, n, d]`` are the queries of the block that comes next, with as many tokens.
         """
-        self.cache.meter.appended(slots, new_tokens, cohort, len(self.cache.padding.by_row))
-        return self.evict(slots, cohort, seen_tokens, more_tokens) if self.cache.is_due(seen_tokens) else slots
+        meter = self.cache.meter
+        if isinstance(held, UnsettledSlots):
+            former, held = held.former_row_tokens, held.settled()
+            left = held.row_tokens - new_tokens * held.positions.shape[1]
+            meter.evicted(former - left, held, cohort)
+        meter.appended(held, new_tokens, cohort, len(self.cache.padding.by_row))
+        return self.evict(held, cohort, seen_tokens, following) if self.cache.is_due(seen_tokens) else held
 
-    def evict(self, held: Slots | PackedSlots, cohort: Cohort, seen_tokens: int, more_tokens: int = 0) -> Slots:
+    def evict(
+        self, held: Slots | PackedSlots, cohort: Cohort, seen_tokens: int, following: Tensor
+    ) -> Slots | UnsettledSlots:
         """Let the memory decide, and drop what it does not keep."""
-        slots = told(held, self.cache.memory)
+        slots, memory, room = told(held, self.cache.memory), self.cache.memory, following.shape[2]
         view = LayerView(self.index, seen_tokens, slots.keys, slots.values, slots.positions, slots.trace)
-        decision = self.cache.memory.decide(view)
+        decision = memory.decide(view)
         if self.cache.listener is not None:
             self.cache.listener(view, decision)
-        kept = slots.select(decision.keep, more_tokens)
-        self.cache.meter.evicted(slots, kept, cohort)
+        elif self.options is not None and can_go_on_unsettled(following, slots, self.options, memory):
+            return UnsettledSlots.of(slots, decision.keep, room)
+        kept = slots.select(decision.keep, room)
+        self.cache.meter.evicted(slots.row_tokens - kept.row_tokens, slots, cohort)
         return kept
 
     def held_tokens(self) -> Tensor:
@@ -219,7 +227,9 @@ class MemoryCache(Cache):
             layer.follow(former)
             slots = former.held.repeat(copies)
             if branched.is_due(layer.seen_tokens):
-                slots = layer.evict(slots, everyone, layer.seen_tokens)
+                evicted = layer.evict(slots, everyone, layer.seen_tokens, following=slots.keys[:, :, :0])
+                assert isinstance(evicted, Slots)
+                slots = evicted
             layer.cohorts = {0: at_rest(slots)}
         return branched
 

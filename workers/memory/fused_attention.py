@@ -43,15 +43,18 @@ def can_serve(query: Tensor, slots: Slots, options: AttentionOptions, spectrum: 
 
 
 def attend_and_observe(
-    query: Tensor, slots: Slots, options: AttentionOptions, spectrum: NammSettings
+    query: Tensor, slots: Slots, options: AttentionOptions, spectrum: NammSettings, empty: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The output ``[B, H * r, n, d]`` and the new trace ``[B, H, K, bins + hop]``, where :func:`can_serve`."""
+    """The output ``[B, H * r, n, d]`` and the new trace ``[B, H, K, bins + hop]``, where :func:`can_serve`.
+
+    ``empty`` (int32 ``[L]``) tells how many slots before each head's first token are empty, where ``slots`` cannot.
+    """
     rows, query_heads, num_queries, size = query.shape
     heads, num_slots = slots.positions.shape[1:]
     lanes, group = rows * heads, query_heads // heads
     keys, values = slots.keys.flatten(0, 1), slots.values.flatten(0, 1)
     queries = query.reshape(rows * query_heads, num_queries, size)
-    empty = _empty(slots.empty, query.device)
+    empty = _empty(slots.empty, query.device) if empty is None else empty
     output = torch.empty_like(queries, memory_format=torch.contiguous_format)
     log_sums = torch.empty(rows * query_heads, num_queries, dtype=torch.float32, device=query.device)
     scale = options.scaling * LOG2_E
@@ -203,7 +206,7 @@ def _observe(
     """A few slots of one lane, over all queries: what :func:`features.observe` makes of their attention.
 
     A block of ROWS queries is ROWS / STEP frames, of STEP bins each; the columns of a spectrum are frames and bins. The
-    moving average is kept apart by frame of a block, and added up at the end. Attention is counted in parts of 1 / UNIT.
+    moving average is kept apart by frame of a block, and added up at the end. Attention is counted in 1 / UNIT.
     """
     lane = tl.program_id(1)
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
@@ -237,7 +240,8 @@ def _observe(
     # Nobody sees a token before it is there, so its average stays zero until then.
     newest = num_slots - num_queries
     first_block = tl.maximum(0, (tl.program_id(0) * SLOTS - newest) // ROWS)
-    for start in range(first_block * ROWS, num_queries, ROWS):
+    is_vacant = (tl.program_id(0) + 1) * SLOTS <= tl.load(empty + lane)
+    for start in range(tl.where(is_vacant, num_queries, first_block * ROWS), num_queries, ROWS):
         row = start + column
         is_row = row < num_queries
         seen = is_held[:, None] & (slot[:, None] <= newest + row[None, :])

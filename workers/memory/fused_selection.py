@@ -94,7 +94,7 @@ def _choose(
 ):  # fmt: skip
     """One lane: how many its row's greediest head wants, or itself, and as many of its own best.
 
-    The least of those is found bit by bit, among integers that are ordered as the importances are.
+    The least of those is found two bits at a time, among integers that are ordered as the importances are.
     """
     lane = tl.program_id(0).to(tl.int64)
     row = lane // HEADS
@@ -114,10 +114,15 @@ def _choose(
     ordered = tl.where(slot == num_slots - 1, 2147483647, ordered)
     ordered = tl.where(slot < num_slots, ordered, -2147483648)
     least = tl.where(tl.sum((ordered >= 0).to(tl.int32), 0) >= count, 0, -2147483648)
-    for bit in range(31):
-        higher = least + (1 << (30 - bit))
-        if tl.sum((ordered >= higher).to(tl.int32), 0) >= count:
-            least = higher
+    for pair in range(15):
+        step = 1 << (29 - 2 * pair)
+        # Three counts in one integer: of slots at least one, two and three steps above.
+        above = (ordered >= least + step).to(tl.int64) + ((ordered >= least + 2 * step).to(tl.int64) << 20)
+        above = tl.sum(above + ((ordered >= least + 3 * step).to(tl.int64) << 40), 0)
+        enough = ((above & 0xFFFFF) >= count).to(tl.int32) + (((above >> 20) & 0xFFFFF) >= count).to(tl.int32)
+        least += step * (enough + ((above >> 40) >= count).to(tl.int32))
+    if tl.sum((ordered >= least + 1).to(tl.int32), 0) >= count:
+        least += 1
     is_above = ordered > least
     is_at = ordered == least
     missing = count - tl.sum(is_above.to(tl.int32), 0)

@@ -16,7 +16,12 @@ Kernels = Literal["fused_attention", "fused_scorer", "fused_selection"]
 
 def kernels_for(tensor: Tensor, kind: Kernels) -> ModuleType | None:
     """A module where there is a CUDA device and Triton is installed; None for the portable path."""
-    return _module(kind) if tensor.is_cuda else None
+    return _module(kind) if can_run(tensor) else None
+
+
+def can_run(tensor: Tensor) -> bool:
+    """Whether it is where kernels run."""
+    return tensor.is_cuda
 
 
 @functools.cache

@@ -76,14 +76,14 @@ class Meter:
         self._area = _added(self._area, new_tokens * token_bytes * held + growth, cohort)
         self._settle()
 
-    def evicted(self, before: Slots, after: Slots, cohort: Cohort) -> None:
-        """``before`` became ``after`` at the newest token."""
+    def evicted(self, dropped: Counts, slots: Slots | PackedSlots, cohort: Cohort) -> None:
+        """At the newest token so many tokens ``[B]`` were dropped, of the size of those in ``slots``."""
         self._settle()
         assert self._now is not None
         assert self._area is not None
-        dropped = (before.row_tokens - after.row_tokens) * _token_bytes(before)
-        self._now = _added(self._now, -dropped, cohort)
-        self._area = _added(self._area, -dropped, cohort)
+        dropped_bytes = dropped * _token_bytes(slots)
+        self._now = _added(self._now, -dropped_bytes, cohort)
+        self._area = _added(self._area, -dropped_bytes, cohort)
 
     def repeated(self, copies: int) -> Meter:
         """That of a branched cache."""

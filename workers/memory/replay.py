@@ -20,7 +20,7 @@ from workers.memory.padding import Cohort
 from workers.memory.slots import Slots
 from workers.memory.watching import RIPE_ROWS, told
 
-PLAIN_TOKENS = 4
+PLAIN_TOKENS = 2
 """Tokens that are decoded plainly first: recording costs as much as two or three, and many answers end before."""
 LEAST_PLACES = 128
 """Open places at least, or a 32nd of what a layer holds."""

@@ -175,7 +175,8 @@ class Slots:
     def row_tokens(self) -> NDArray[np.int64]:
         """``[B]``: tokens held by all heads."""
         rows, heads, num_slots = self.positions.shape
-        return heads * num_slots - np.array(self.empty, np.int64).reshape(rows, heads).sum(-1)
+        held: NDArray[np.int64] = heads * num_slots - np.array(self.empty, np.int64).reshape(rows, heads).sum(-1)
+        return held
 
     @property
     def cache_bytes(self) -> int:

@@ -10,7 +10,9 @@ import importlib.util
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from tests.workers.memory.tiny import drive, held_positions, largest_difference, random_ids
 from workers.memory.features import SpectralSums
 from workers.memory.memory import LayerView
 from workers.memory.namm import Namm
@@ -19,6 +21,7 @@ from workers.memory.scorer import importances
 from workers.memory.selection import select_wanted
 from workers.memory.slots import Slots
 from workers.memory.specs import NammSettings, Normalisation
+from workers.memory.unsettled import UnsettledSlots
 from workers.memory.watching import attend
 
 HAS_DEVICE = torch.cuda.is_available()
@@ -164,3 +167,43 @@ def test_what_is_kept_is_moved_together(seed, dtype, monkeypatch):
     assert torch.equal(keys[occupied], expected.keys[occupied])
     assert torch.equal(values[occupied], expected.values[occupied])
     assert bool(values.isfinite().all())
+
+
+def wide_model() -> PreTrainedModel:
+    """A random Llama whose heads are wide enough for the kernels."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=61, hidden_size=64, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.25, bos_token_id=1, eos_token_id=2,
+        attn_implementation="eager",
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval().to(DEVICE)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("heads", "cap"), [("even", None), ("even", 40), ("ragged", None)])
+def test_a_prompt_is_read_as_without_kernels(heads, cap, count, monkeypatch):
+    """Through every seam, several updates in a call, so that the host goes on without the counts of most of them."""
+    settings = NammSettings(update_every=32, heads=heads, cap=cap)
+    genomes = 0.5 * torch.randn(count, settings.genome_size, generator=torch.Generator().manual_seed(2))
+    memory = Namm(
+        settings, genomes.to(DEVICE), Normalisation((0.02,) * settings.num_bins, (0.001,) * settings.num_bins)
+    )
+    model, ids = wide_model(), random_ids(2 * count, 150).to(DEVICE)
+    unsettled: list[UnsettledSlots] = []
+    settled = UnsettledSlots.settled
+    monkeypatch.setattr(UnsettledSlots, "settled", lambda held: unsettled.append(held) or settled(held))
+    found = []
+    for has_kernels in (False, True):
+        monkeypatch.setattr("workers.memory.kernels.can_run", lambda _, has_kernels=has_kernels: has_kernels)
+        found.append(drive(model, memory, ids, cuts=(129, 130, 131)))
+    (expected, theirs), (logits, ours) = found
+    assert largest_difference(logits, expected) < 1e-4
+    assert held_positions(ours) == held_positions(theirs)
+    assert torch.equal(ours.held_tokens(), theirs.held_tokens())
+    assert torch.equal(ours.meter.area, theirs.meter.area)
+    assert torch.equal(ours.meter.peak, theirs.meter.peak)
+    assert ours.meter.highest == theirs.meter.highest
+    assert torch.equal(ours.row_state_bytes(), theirs.row_state_bytes())
+    assert len(unsettled) == 2 * 3  # of four updates in the first call the last is settled at once, in each layer
+    assert any(min(held.kept.wait()) < max(held.kept.wait()) for held in unsettled) or heads == "even"
