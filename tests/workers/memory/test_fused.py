@@ -92,8 +92,7 @@ def test_attention_and_spectrum(case, dtype):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-5), (torch.float16, 2e-3)], ids=str)
-@pytest.mark.parametrize("lookahead", [0, 16])
-@pytest.mark.parametrize("held", [1, 63, 200, 512, 517])
+@pytest.mark.parametrize(("held", "lookahead"), [(1, 0), (63, 16), (64, 0), (200, 16)])
 def test_importances(held, lookahead, dtype, limit):
     settings = NammSettings(update_every=64, lookahead=lookahead)
     generator = torch.Generator().manual_seed(held)
@@ -180,8 +179,7 @@ def wide_model() -> PreTrainedModel:
     return LlamaForCausalLM(config).eval().to(DEVICE)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize(("heads", "cap"), [("even", None), ("even", 40), ("ragged", None)])
+@pytest.mark.parametrize(("heads", "cap", "count"), [("even", None, 1), ("even", 40, 2), ("ragged", None, 1)])
 def test_a_prompt_is_read_as_without_kernels(heads, cap, count, monkeypatch):
     """Through every seam, several updates in a call, so that the host goes on without the counts of most of them."""
     settings = NammSettings(update_every=32, heads=heads, cap=cap)
@@ -189,7 +187,7 @@ def test_a_prompt_is_read_as_without_kernels(heads, cap, count, monkeypatch):
     memory = Namm(
         settings, genomes.to(DEVICE), Normalisation((0.02,) * settings.num_bins, (0.001,) * settings.num_bins)
     )
-    model, ids = wide_model(), random_ids(2 * count, 150).to(DEVICE)
+    model, ids = wide_model(), random_ids(2, 150).to(DEVICE)
     unsettled: list[UnsettledSlots] = []
     settled = UnsettledSlots.settled
     monkeypatch.setattr(UnsettledSlots, "settled", lambda held: unsettled.append(held) or settled(held))
