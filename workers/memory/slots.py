@@ -75,9 +75,10 @@ class Slots:
         positions: int | Tensor = first_position
         if new > 1:
             positions = torch.arange(first_position, first_position + new, dtype=torch.int32, device=keys.device)
-        for buffer, added in zip(buffers, (keys, values, positions), strict=True):
-            buffer[:, :, held : held + new] = added
-        keys, values, positions = (buffer[:, :, : held + new] for buffer in buffers)
+        for buffer, added in zip(buffers, (keys, values), strict=False):
+            buffer.narrow(2, held, new).copy_(added)
+        buffers[2][:, :, held : held + new] = positions
+        keys, values, positions = (buffer.narrow(2, 0, held + new) for buffer in buffers)
         return replace(self, keys=keys, values=values, positions=positions, buffers=buffers)
 
     def moved(self, capacity: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -87,7 +87,8 @@ class UnsettledSlots:
         held = self.slots
         assert held.buffers is not None
         keys, values, positions, trace, *buffers = (
-            tensor[:, :, surplus:] for tensor in (held.keys, held.values, held.positions, held.trace, *held.buffers)
+            tensor.narrow(2, surplus, tensor.shape[2] - surplus)
+            for tensor in (held.keys, held.values, held.positions, held.trace, *held.buffers)
         )
         empty = tuple(longest - count for count in kept)
         return Slots(keys, values, positions, trace, empty, buffers=(buffers[0], buffers[1], buffers[2]))
