@@ -88,25 +88,33 @@ class _Recording:
 
     def __init__(self, model: PreTrainedModel, cache: MemoryCache) -> None:
         self._model, self._cache = model, cache
-        held = [layer.held for layer in cache.layers]
-        slots = [one for one in held if isinstance(one, Slots)]
         seen, every = cache.get_seq_length(), cache.memory.update_every
-        room = max(LEAST_PLACES, max(one.num_slots for one in slots) // 32)
+        first = self._slots(0)
+        room = max(LEAST_PLACES, max(self._slots(index).num_slots for index in range(len(cache.layers))) // 32)
         self._room = room if every is None else min(room, every - 1 - seen % every)
-        device = slots[0].keys.device
+        self._num_recent, num_rows, device = first.num_recent, first.keys.shape[0], first.keys.device
         self._places = Places(self._room, device)
-        self._ids = torch.zeros(slots[0].keys.shape[0], 1, dtype=torch.int64, device=device)
+        self._ids = torch.zeros(num_rows, 1, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, 1, dtype=torch.int64, device=device)
-        reads = cache.memory.reads_attention
-        self._open = [OpenSlots.after(one, self._places, seen, reads_attention=reads) for one in slots]
-        self._num_recent = slots[0].num_recent
+        self._open: list[OpenSlots] = []
         self._taken = 0
         self._call: Call | None = None
+        del first
+        for index, layer in enumerate(cache.layers):  # one by one, so that no more than one layer is held twice
+            open_slots = OpenSlots.after(
+                self._slots(index), self._places, seen, reads_attention=cache.memory.reads_attention
+            )
+            layer.cohorts = {0: open_slots.slots}
+            self._open.append(open_slots)
+
+    def _slots(self, index: int) -> Slots:
+        """What a layer holds."""
+        held = self._cache.layers[index].held
+        assert isinstance(held, Slots)
+        return held
 
     def record(self, recorder: Recorder) -> None:
         """Record the call of a token."""
-        for layer, open_slots in zip(self._cache.layers, self._open, strict=True):
-            layer.cohorts = {0: open_slots.slots}
         self._call = recorder(self._run)
 
     def can_go_on(self) -> bool:
