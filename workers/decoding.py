@@ -21,10 +21,10 @@ PREFILL_TOKENS = {"cpu": 1024}
 MOST_PREFILL_TOKENS = 4096
 """Most tokens of a row in one forward call, by kind of device; no result depends on the machine beyond that."""
 
-GROUP_TOKENS = {"cpu": 1536}
-MOST_GROUP_TOKENS = 16_384
-"""Tokens of all rows of a block in one forward call, by kind of device: what stays in a core's caches; elsewhere
-calls are what costs."""
+CPU_GROUP_TOKENS = 1536
+"""Tokens of all rows of a block in one forward call on a CPU: what stays in a core's caches."""
+GROUP_ACTIVATIONS = 1 << 28
+"""Elsewhere calls are what costs: as many tokens as have so many activations in a layer, where they are most."""
 Reader = Callable[[MemoryCache, Tensor, int], Tensor]
 
 
@@ -147,8 +147,7 @@ def read_block(
     if shared:
         prefill(model, cache, ids[:, :shared])
     rest, parts, found = ids[:, shared:], [], []
-    tokens = len(ids) * min(chunk_tokens(ids.device), rest.shape[1])
-    together = max(1, GROUP_TOKENS.get(ids.device.type, MOST_GROUP_TOKENS) // tokens)
+    together = max(1, _group_tokens(model, ids) // (len(ids) * min(chunk_tokens(ids.device), rest.shape[1])))
     for first in range(0, copies, together):
         genomes = slice(first, min(first + together, copies))
         count = genomes.stop - first
@@ -157,6 +156,14 @@ def read_block(
         parts.append(part)
     cache.join(memory, parts)
     return torch.cat(found)
+
+
+def _group_tokens(model: PreTrainedModel, ids: Tensor) -> int:
+    """Tokens of all rows in one forward call."""
+    if ids.device.type == "cpu":
+        return CPU_GROUP_TOKENS
+    config = model.config.get_text_config(decoder=True)
+    return GROUP_ACTIVATIONS // max(config.hidden_size, getattr(config, "intermediate_size", None) or 0)
 
 
 @torch.inference_mode()
