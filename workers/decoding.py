@@ -163,7 +163,8 @@ def _group_tokens(model: PreTrainedModel, ids: Tensor) -> int:
     if ids.device.type == "cpu":
         return CPU_GROUP_TOKENS
     config = model.config.get_text_config(decoder=True)
-    return GROUP_ACTIVATIONS // max(config.hidden_size, getattr(config, "intermediate_size", None) or 0)
+    widest: int = max(config.hidden_size, getattr(config, "intermediate_size", None) or 0)
+    return GROUP_ACTIVATIONS // widest
 
 
 @torch.inference_mode()

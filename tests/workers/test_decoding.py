@@ -171,7 +171,7 @@ def test_a_block_gives_the_same_in_groups_of_any_size(heads, monkeypatch):
     )
     found = []
     for tokens in (1, 160, 100_000):
-        monkeypatch.setattr(decoding, "GROUP_TOKENS", {"cpu": tokens})
+        monkeypatch.setattr(decoding, "CPU_GROUP_TOKENS", tokens)
         found.append(score_answers(model, memory, ids, spans, 5))
     assert rows_of_calls == [2, 2, 2, 2, 2, 2, 2, 4, 4, 2, 2, 10]
     for answers, cache in found[:-1]:
