@@ -190,23 +190,18 @@ class TestOnAnAccelerator:
 
     @pytest.mark.parametrize("name", MEMORIES)
     def test_a_graph_is_a_plain_call(self, name):
-        memory, model = MEMORIES[name], tiny_model().cuda()
-        memory = memory if not hasattr(memory, "with_genome") else memory.with_genome(memory._genomes.cuda())
-        ids = random_ids(memory.num_genomes, 108, seed=3).cuda()
-        with memory_attached(model, memory) as cache, torch.inference_mode():
-            logits = [prefill(model, cache, ids[:, :40])]
-            decoder = Decoder(model, cache)
-            logits += [decoder(token) for token in ids[:, 40:].split(1, dim=1)]
-        theirs = decoded(model, memory, ids, 40, None)
-        require_equal((torch.stack(logits, dim=1), cache), theirs, 1e-4)
+        self.require_graphs(tiny_model(), MEMORIES[name], 108)
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_every_architecture(self, name):
-        memory, model, ids = MEMORIES["namm"], zoo_model(name).cuda(), random_ids(1, 62, seed=3).cuda()
-        memory = memory.with_genome(memory._genomes.cuda())
-        with memory_attached(model, memory) as cache, torch.inference_mode():
+        self.require_graphs(zoo_model(name), MEMORIES["namm"], 62)
+
+    @torch.inference_mode()
+    def require_graphs(self, model, memory, tokens):
+        model, ids = model.cuda(), random_ids(memory.num_genomes, tokens, seed=3).cuda()
+        memory = memory if not hasattr(memory, "with_genome") else memory.with_genome(memory._genomes.cuda())
+        with memory_attached(model, memory) as cache:
             logits = [prefill(model, cache, ids[:, :40])]
             decoder = Decoder(model, cache)
             logits += [decoder(token) for token in ids[:, 40:].split(1, dim=1)]
-        theirs = decoded(model, memory, ids, 40, None)
-        require_equal((torch.stack(logits, dim=1), cache), theirs, 1e-4)
+        require_equal((torch.stack(logits, dim=1), cache), decoded(model, memory, ids, 40, None), 1e-4)
