@@ -18,7 +18,7 @@ from workers.memory.kernels import kernels_for
 from workers.memory.slots import Slots
 
 
-class Answer:
+class HostCopy:
     """Integers on their way from the device to the host."""
 
     def __init__(self, asked: Tensor) -> None:
@@ -47,7 +47,7 @@ class UnsettledSlots:
     """int32 ``[L]`` on the device: empty slots before each head's first token."""
     padded: int
     """Slots just after the eviction."""
-    kept: Answer
+    kept: HostCopy
     """Tokens of each lane just after the eviction."""
     former_row_tokens: NDArray[np.int64]
     """``[B]``: tokens held before the eviction."""
@@ -59,7 +59,7 @@ class UnsettledSlots:
         assert kernels is not None
         padded = slots.num_slots
         order, counts = kernels.places(keep)
-        kept = Answer(counts)
+        kept = HostCopy(counts)
         *buffers, trace = kernels.gathered(
             order, counts, padded, room, slots.keys, slots.values, slots.positions, slots.trace
         )
