@@ -8,7 +8,7 @@ PRESET ?= small
 GOLDEN ?= tests/golden
 
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve evolve-stages evolve-long test test-slow lint format conformance bench train-small-llama clean browser
+.PHONY: help setup evolve evolve-stages evolve-long test test-slow lint format conformance bench train-small-llama clean browser kernels
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -24,6 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 browser: ## Install the browser that the tests look at pages with, where apt-get is and may
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && echo "there is one" || \
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core; }
+
+# Not among the constraints: torch's CUDA builds name the Triton that they need, its CPU builds none.
+kernels: setup ## Install Triton where torch brought none, so that the tests interpret its kernels
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps triton==3.7.1
 
 evolve: setup ## Evolve a memory on the small Llama with two local workers (about three minutes)
 	$(BIN)/namm evolve $(PRESET)
