@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PRESET ?= small
 GOLDEN ?= tests/golden
+DEVICE ?= cpu
 
 .DEFAULT_GOAL := help
 .PHONY: help setup evolve evolve-stages evolve-long test test-slow lint format conformance bench train-small-llama clean browser kernels
@@ -54,8 +55,8 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-conformance: setup ## Compare with golden data of the published implementation: make conformance GOLDEN=folder
-	@$(BIN)/python -m tests.conformance $(GOLDEN)
+conformance: setup ## Compare with golden data of the published implementation: make conformance GOLDEN=folder DEVICE=cuda
+	@$(BIN)/python -m tests.conformance $(GOLDEN) $(DEVICE)
 
 bench: setup ## Benchmarks of the parts
 	$(BIN)/python -m tests.benchmarks.bench_block

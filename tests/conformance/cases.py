@@ -32,9 +32,14 @@ class MismatchError(Exception):
     """What differs, in one line."""
 
 
+def on_host(values: Any) -> Any:
+    """Numbers that numpy can read, from whichever device they lie on."""
+    return values.cpu() if isinstance(values, torch.Tensor) else values
+
+
 def require_equal(name: str, ours: Any, golden: Any) -> None:
     """Exact equality of two integer arrays, shapes included."""
-    ours, golden = np.asarray(ours), np.asarray(golden)
+    ours, golden = np.asarray(on_host(ours)), np.asarray(golden)
     if ours.shape != golden.shape:
         raise MismatchError(f"{name}: shape {ours.shape}, golden {golden.shape}")
     if not np.array_equal(ours, golden):
@@ -43,7 +48,7 @@ def require_equal(name: str, ours: Any, golden: Any) -> None:
 
 def require_close(name: str, ours: Any, golden: Any, tolerance: float) -> float:
     """Largest difference, relative to the golden magnitude where that is above 1; an error above ``tolerance``."""
-    ours, golden = np.asarray(ours, dtype=np.float64), np.asarray(golden, dtype=np.float64)
+    ours, golden = np.asarray(on_host(ours), dtype=np.float64), np.asarray(golden, dtype=np.float64)
     if ours.shape != golden.shape:
         raise MismatchError(f"{name}: shape {ours.shape}, golden {golden.shape}")
     error = float((np.abs(ours - golden) / np.maximum(np.abs(golden), 1.0)).max(initial=0.0))
@@ -61,13 +66,13 @@ class Recorder:
 
     def __call__(self, view: LayerView, decision: Decision) -> None:
         at = view.seen_tokens // self.memory.settings.update_every - 1, view.layer
-        self.updates[at] = on_cpu(view), on_cpu(decision)
+        self.updates[at] = copied(view), copied(decision)
 
 
-def on_cpu(record: Any) -> Any:
-    """A dataclass with its tensors brought to the CPU."""
+def copied(record: Any) -> Any:
+    """A dataclass with copies of its tensors, where they are: a cache may write over its own."""
     tensors = {f.name: value for f in fields(record) if isinstance(value := getattr(record, f.name), torch.Tensor)}
-    return replace(record, **{name: tensor.cpu() for name, tensor in tensors.items()})
+    return replace(record, **{name: tensor.clone() for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -136,12 +141,12 @@ def check_updates(case: Case, recorder: Recorder) -> float:
     golden, features = case.arrays("updates.npz"), case.arrays("features.npz")
     for (update, layer), (view, decision) in sorted(recorder.updates.items()):
         at = f"u{update}_l{layer}"
-        positions = view.positions[0].numpy()
+        positions = view.positions[0].cpu().numpy()
         require_equal(f"{at} positions before", positions, golden[f"{at}_pos_before"])
         worst = max(
             worst, require_close(f"{at} scores", decision.importance[0], golden[f"{at}_scores"], SCORE_TOLERANCE)
         )
-        keep = decision.keep[0].numpy()
+        keep = decision.keep[0].cpu().numpy()
         require_equal(f"{at} kept per head", keep.sum(1), [golden[f"{at}_retained_pos"].shape[1]] * len(keep))
         require_equal(f"{at} retained", positions[keep].reshape(len(keep), -1), golden[f"{at}_retained_pos"])
         if f"{at}_features" in features:
@@ -155,13 +160,13 @@ def check_updates(case: Case, recorder: Recorder) -> float:
 
 def check_final_cache(case: Case, cache: MemoryCache) -> None:
     """Tokens held, and the cached keys and values of the layers that the golden data has."""
-    held = cache.held_tokens()[0].numpy()
+    held = cache.held_tokens()[0].cpu().numpy()
     golden = case.run["final_cache_sizes"]
     require_equal("final cache sizes", held, np.repeat(golden[:, None], held.shape[1], axis=1))
     for name, values in case.arrays("final_cache.npz").items():
         kind, layer = name.split("_l")
         slots = cache.layers[int(layer)].held.at_work()
-        require_close(f"final {name}", (slots.keys if kind == "k" else slots.values)[0].cpu(), values, SCORE_TOLERANCE)
+        require_close(f"final {name}", (slots.keys if kind == "k" else slots.values)[0], values, SCORE_TOLERANCE)
 
 
 def check_statistics(case: Case) -> None:
@@ -181,8 +186,8 @@ def check_case(folder: Path, device: str = "cpu") -> str:
     recorder = Recorder(memory)
     result, cache = case.decode(memory, case.run["prompt_ids"], len(case.run["generated_ids"]), recorder)
     score_error = check_updates(case, recorder)
-    require_equal("generated ids", result.ids[0].cpu(), case.run["generated_ids"])
-    logit_error = require_close("logits", result.logits[0].cpu(), case.run["logits"], LOGIT_TOLERANCE)
+    require_equal("generated ids", result.ids[0], case.run["generated_ids"])
+    logit_error = require_close("logits", result.logits[0], case.run["logits"], LOGIT_TOLERANCE)
     check_final_cache(case, cache)
     check_statistics(case)
     return f"{len(recorder.updates)} layer updates exact, scores {score_error:.0e}, logits {logit_error:.0e}"

@@ -1,4 +1,7 @@
-"""Golden sub-steps: spectrogram and moving average, scorer, selection, recency, rotary base, fitness, search."""
+"""Golden sub-steps: spectrogram and moving average, scorer, selection, recency, rotary base, fitness, search.
+
+Each takes the device that it computes on; fitness and search are the driver's, which computes on the host alone.
+"""
 
 from __future__ import annotations
 
@@ -23,24 +26,25 @@ from workers.memory.specs import NammSettings
 from workers.unit import ScoredUnit
 
 
-def check_stft_ema(path: Path) -> str:
+def check_stft_ema(path: Path, device: str) -> str:
     """Group means, magnitudes and moving averages of two updates with an eviction between, fp32 and bf16."""
     arrays = np.load(path)
     for dtype, name in ((torch.float32, "f32"), (torch.bfloat16, "bf16")):
         golden = {key.removeprefix(f"{name}_"): arrays[key] for key in arrays if key.startswith(name)}
         delay, kv_heads = golden["grouped1"].shape[1], len(golden["grouped1"])
         settings = NammSettings(update_every=delay)
-        trace = torch.zeros(1, kv_heads, delay, features.empty_trace_channels(settings))
+        trace = torch.zeros(1, kv_heads, delay, features.empty_trace_channels(settings), device=device)
         for update in (1, 2):
-            weights = torch.from_numpy(golden[f"attn{update}"]).to(dtype)
+            weights = torch.from_numpy(golden[f"attn{update}"]).to(device, dtype)
             grouped = weights.view(1, kv_heads, -1, *weights.shape[1:]).mean(dim=2)
             require_close(f"{name} grouped{update}", grouped[0].float(), golden[f"grouped{update}"], 1e-7)
             _check_magnitudes(f"{name} mag{update}", trace, grouped, settings, golden[f"mag{update}"])
             trace = features.observe(trace, grouped, settings)
             require_close(f"{name} ema{update}", trace[0, ..., : settings.num_bins], golden[f"ema{update}"], 1e-6)
             if update == 1:
-                keep = torch.from_numpy(golden["keep1"]).long()[None, ..., None].expand(-1, -1, -1, trace.shape[-1])
-                trace = torch.cat([trace.gather(2, keep), torch.zeros(1, kv_heads, delay, trace.shape[-1])], dim=2)
+                keep = torch.from_numpy(golden["keep1"]).to(device, torch.int64)
+                kept = trace.gather(2, keep[None, ..., None].expand(-1, -1, -1, trace.shape[-1]))
+                trace = torch.cat([kept, trace.new_zeros(1, kv_heads, delay, trace.shape[-1])], dim=2)
     return "fp32 and bf16"
 
 
@@ -52,25 +56,26 @@ def _check_magnitudes(
     require_close(name, features.magnitudes(frames)[0].transpose(1, 2), golden, 1e-6)
 
 
-def check_bam(path: Path) -> str:
+def check_bam(path: Path, device: str) -> str:
     """Scorer outputs with and without padding."""
     arrays = np.load(path)
-    x = torch.from_numpy(arrays["x"])[None]
-    parameters = unfold_genomes(torch.from_numpy(arrays["genome"])[None], NammSettings())
+    x = torch.from_numpy(arrays["x"])[None].to(device)
+    parameters = unfold_genomes(torch.from_numpy(arrays["genome"])[None].to(device), NammSettings())
     error = require_close("scores", importances(x, parameters)[0], arrays["scores"], SCORE_TOLERANCE)
     # Padding is older than every token, so hiding it must not move the scores of the rest; our layout never shows it.
     real = arrays["mask2"] > 0
-    ours = importances(x[:, :, torch.from_numpy(real)], parameters)[0]
+    ours = importances(x[:, :, torch.from_numpy(real).to(device)], parameters)[0]
     require_close("scores_mask2", ours, arrays["scores_mask2"][:, real], SCORE_TOLERANCE)
     return f"scores {error:.0e}"
 
 
-def check_selection(path: Path) -> str:
+def check_selection(path: Path, device: str) -> str:
     """Slots kept in every situation."""
     arrays = np.load(path)
     situations = [key.removesuffix("_scores") for key in arrays if key.endswith("_scores")]
     for situation in situations:
-        scores, cap = torch.from_numpy(arrays[f"{situation}_scores"])[None], int(arrays[f"{situation}_cap"])
+        scores = torch.from_numpy(arrays[f"{situation}_scores"])[None].to(device)
+        cap = int(arrays[f"{situation}_cap"])
         keep = select_wanted(scores, torch.ones_like(scores, dtype=torch.bool), "even", None if cap < 0 else cap)[0]
         golden = arrays[f"{situation}_retained"]
         require_equal(f"{situation} kept per head", keep.sum(-1), [golden.shape[1]] * len(golden))
@@ -81,31 +86,31 @@ def check_selection(path: Path) -> str:
     return f"{len(situations)} situations"
 
 
-def check_recency(path: Path) -> str:
+def check_recency(path: Path, device: str) -> str:
     """Ages and their embedding."""
     arrays = np.load(path)
-    ages = torch.from_numpy(arrays["pos"][:, -1:] - arrays["pos"])
+    ages = torch.from_numpy(arrays["pos"][:, -1:] - arrays["pos"]).to(device)
     require_equal("age", ages, arrays["age"])
     require_close("emb", features.recency(ages, int(ages.max()), NammSettings()), arrays["emb"], 1e-6)
     return "ages and embedding"
 
 
-def check_rope(path: Path) -> str:
+def check_rope(path: Path, device: str) -> str:
     """The NTK-rescaled rotary base of Llama-3-8B and the resulting tables."""
     arrays = np.load(path)
     base = ntk_rope_theta(500_000.0, 128, factor=4.0, alpha=2.0)
     require_close("base", base, arrays["base"], 1e-12)
     rope = {"rope_type": "default", "rope_theta": base}
     config = LlamaConfig(hidden_size=512, num_attention_heads=4, head_dim=128, rope_parameters=rope)
-    rotary = LlamaRotaryEmbedding(config)
+    rotary = LlamaRotaryEmbedding(config).to(device)
     require_close("inv_freq", rotary.inv_freq, arrays["inv_freq"], 1e-7)
-    cos, sin = rotary(torch.zeros(1), torch.from_numpy(arrays["pos"]))
+    cos, sin = rotary(torch.zeros(1, device=device), torch.from_numpy(arrays["pos"]).to(device))
     require_close("cos", cos[0], arrays["cos"], SCORE_TOLERANCE)
     require_close("sin", sin[0], arrays["sin"], SCORE_TOLERANCE)
     return "base and tables"
 
 
-def check_cma(path: Path) -> str:
+def check_cma(path: Path, _: str) -> str:
     """Constants, and the state after each of four generations, in two dimensions."""
     arrays = np.load(path)
     for prefix in sorted({key.split("_")[0] for key in arrays}):
@@ -135,7 +140,7 @@ def _check_tell(
     return state
 
 
-def check_fitness(path: Path) -> str:
+def check_fitness(path: Path, _: str) -> str:
     """The ratio to the full-cache score on the same examples, mean over tasks."""
     golden = json.loads(path.read_text())
     full = FullCacheScores(
@@ -176,7 +181,7 @@ def _unit(task: str, examples: list[int], score: float) -> ScoredUnit:
     )
 
 
-CHECKS: dict[str, Callable[[Path], str]] = {
+CHECKS: dict[str, Callable[[Path, str], str]] = {
     "stft_ema.npz": check_stft_ema,
     "bam.npz": check_bam,
     "selection.npz": check_selection,

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conformance.__main__ import main
+from tests.conformance.__main__ import USAGE, main
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 CASE = "case2_mha"  # the quickest
+ON_AN_ACCELERATOR = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no accelerator"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +53,9 @@ def change(path: Path, key: str, by: float) -> None:
     np.savez(path, **changed)
 
 
-def test_the_command_passes_on_all_golden_data_with_one_line_per_case():
-    done = run("tests/golden")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_AN_ACCELERATOR)])
+def test_the_command_passes_on_all_golden_data_with_one_line_per_case(device):
+    done = run("tests/golden", device)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     names = [path.parent.name for path in GOLDEN.glob("*/meta.json")]
@@ -143,7 +148,15 @@ def test_a_folder_that_is_absent_is_answered_with_the_usage(tmp_path, capsys, wh
     assert main([] if what == "no-folder-named" else [str(tmp_path / what)]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == "usage: python -m tests.conformance FOLDER   (make conformance GOLDEN=FOLDER)\n"
+    assert printed.err == f"{USAGE}\n"
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "abacus"])
+def test_a_device_that_is_not_there_is_named(case, capsys, device):
+    assert main([str(case.parent), device]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"there is no device {device!r} here: name one that torch can use, such as cpu or cuda\n"
 
 
 def test_a_folder_without_a_case_is_no_success(tmp_path, capsys):
