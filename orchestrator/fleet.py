@@ -154,6 +154,9 @@ class RayFleet(DispatchedFleet):
     def _num_workers(self) -> int:
         return len(self._places)
 
+    def _is_cut_off(self) -> bool:
+        return self._owns_connection and fleet_cluster.has_died()
+
     def _disconnect(self) -> None:
         import ray
 
@@ -205,7 +208,8 @@ class RayFleet(DispatchedFleet):
     def _next_news(self) -> News | None:
         import ray
 
-        if time.monotonic() > self._looked_at + LOOK_SECONDS:
+        # A signal to all processes of a job ends Ray as well: what it would be asked then is never answered.
+        if time.monotonic() > self._looked_at + LOOK_SECONDS and not self._is_drain_asked:
             self._look_around()
         if self._found:
             return self._found.popleft(), None
@@ -297,6 +301,8 @@ class RayFleet(DispatchedFleet):
 
         self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
         place = self._places.pop(worker)
+        if self._is_drain_asked and self._owns_connection:
+            return  # all of Ray ends with this process, or has ended
         ray.kill(place.actor)  # one that is only out of reach would keep its accelerator
         if self._num_staying() < self._cluster.fewest_workers:
             self._start(place.num_failed_starts + 1 if place.pid is None else 0)
@@ -343,7 +349,8 @@ class RayFleet(DispatchedFleet):
             if place.is_overdue:
                 limit = self._cluster.unit_timeout_seconds
                 return WorkerLost(call.worker, f"stopped after {limit:g} s (cluster.unit_timeout_seconds)")
-            was_there = fleet_cluster.is_alive(place.machine)
+            # Ray may be gone itself while it is drained, and blaming a unit makes no difference then.
+            was_there = not self._is_drain_asked and fleet_cluster.is_alive(place.machine)
             return WorkerLost(call.worker, told(error), with_its_machine=not was_there)
         if getattr(error, "actor_init_failed", False):
             raise cannot_build(told(error)) from error

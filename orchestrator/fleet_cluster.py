@@ -60,6 +60,13 @@ def _why_not(address: str | None, said: str) -> str:
     return f"cannot join the cluster {address} (the port of a client server is written ray://host:port): {said}"
 
 
+def has_died() -> bool:
+    """Whether a process of the Ray that was started here is gone; asks the machine, not Ray, which may be silent."""
+    from ray._private.worker import _global_node  # there is no public way to ask
+
+    return _global_node is None or bool(_global_node.dead_processes())
+
+
 class HeldInterrupts:
     """Ctrl-C, held back while Ray is being asked something, and raised between two questions.
 

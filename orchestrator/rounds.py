@@ -155,7 +155,7 @@ class DispatchedFleet(ABC):
             news: News | None
             if self._is_drain_asked and drain_until is None:
                 drain_until, news = time.monotonic() + self._drain_seconds, (DrainAsked(), None)
-            elif drain_until is not None and time.monotonic() > drain_until:
+            elif drain_until is not None and (time.monotonic() > drain_until or self._is_cut_off()):
                 break
             else:
                 news = self._next_news()
@@ -187,6 +187,10 @@ class DispatchedFleet(ABC):
                 quarantined.append(command)
             case Finished() | Drained():
                 pass
+
+    def _is_cut_off(self) -> bool:
+        """Whether nothing can come back any more; asked while the fleet is drained."""
+        return False
 
     @abstractmethod
     def _num_workers(self) -> int:

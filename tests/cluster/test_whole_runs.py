@@ -114,3 +114,13 @@ def test_a_killed_driver_is_resumed_and_repeats_no_finished_unit(generation, num
     assert run_to_its_end(folder, "cluster.workers=2") == in_process
     units = Store(folder).table("units", [generation]).to_pydict()
     assert durable.items() <= dict(zip(units["unit"], units["seconds"], strict=True)).items()
+
+
+def test_a_sigterm_to_all_processes_of_a_job_stops_it_in_good_order(in_process, tmp_path):
+    """As batch systems and ``timeout`` send it: Ray's own processes end with the driver's, and answer nothing more."""
+    folder = tmp_path / "run"
+    process = started(folder, 0, 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=200) == 0, (tmp_path / "run.err").read_text()
+    assert not (folder / "summary.json").exists()
+    assert run_to_its_end(folder, "cluster.workers=2") == in_process
