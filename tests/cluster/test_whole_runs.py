@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import StorageError
 from orchestrator.history import read_journal
 from orchestrator.store import Store
 from tests.orchestrator.conftest import TINY
@@ -57,6 +59,14 @@ def in_process(tmp_path_factory) -> dict[str, Any]:
     return run_to_its_end(tmp_path_factory.mktemp("runs") / "in-process", "cluster.address=in-process")
 
 
+def count_units(folder: Path, generation: int) -> float:
+    """Units of a generation on disk; all of them when their files vanish while they are read: it was committed."""
+    try:
+        return len(Store(folder).units(generation))
+    except StorageError:
+        return math.inf
+
+
 def started(folder: Path, generation: int, num_units: int, *settings: str) -> subprocess.Popen[str]:
     """A run in a session of its own, which has that many units of a generation on disk by now."""
     said = folder.with_suffix(".err")
@@ -64,7 +74,7 @@ def started(folder: Path, generation: int, num_units: int, *settings: str) -> su
         words = [*command(folder, "cluster.workers=2", *settings), "--quiet"]
         process = subprocess.Popen(words, start_new_session=True, stderr=stderr, text=True)
     deadline = time.monotonic() + 300
-    while len(Store(folder).units(generation)) < num_units:
+    while count_units(folder, generation) < num_units:
         assert process.poll() is None, said.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.01)
