@@ -357,6 +357,26 @@ def test_a_drained_fleet_gives_what_was_in_flight_and_no_more(settings, tmp_path
     assert caught.value.num_open == COUNT - len(tried) > 0
 
 
+def test_a_drained_fleet_asks_the_cluster_nothing(settings, monkeypatch):
+    """A signal to all processes of a job ends Ray too, and what it is asked then is not answered for a minute."""
+
+    def unanswered(*_: object) -> None:
+        raise AssertionError("asked of a Ray that may have ended")
+
+    with RayFleet(FakeRecipe(seconds=0.5), settings) as fleet:
+        pids = loaded_workers(fleet, 2)
+        arriving = fleet.score(units())
+        next(arriving)
+        monkeypatch.setattr(fleet_module, "LOOK_SECONDS", 0.05)
+        monkeypatch.setattr(fleet_module, "NOTICE_SECONDS", 0.0)
+        for name in ("leaving_machines", "free_places", "is_alive"):
+            monkeypatch.setattr(fleet_module.fleet_cluster, name, unanswered)
+        fleet.drain()
+        os.kill(pids[min(pids)], signal.SIGKILL)
+        with pytest.raises(DrainedError):
+            list(arriving)
+
+
 def test_draining_does_not_wait_for_ever(settings, tmp_path):
     hurried = dataclasses.replace(settings, workers=1, drain_seconds=1.0)
     with RayFleet(FakeRecipe(folder=tmp_path, slow_once=(1,)), hurried) as fleet:
