@@ -64,6 +64,9 @@ VARIANTS = {
     "heads-only-warm": Variant({"choice": "snapkv"}, needs_layout=True, is_warm=True),
     "all": Variant({"offsets": True, "lookahead": 16}, is_warm=True, needs_layout=True),
     "offsets-lookahead": Variant({"offsets": True, "lookahead": 16}, needs_layout=True),
+    "offsets-lookahead-target": Variant(
+        {"offsets": True, "lookahead": 16}, fitness={"kept_price": 1.0, "kept_target": 0.33}, needs_layout=True
+    ),
     "offsets-warm": Variant({"offsets": True}, is_warm=True, needs_layout=True),
     "all-price": Variant(
         {"offsets": True, "lookahead": 16},
