@@ -69,17 +69,33 @@ class Corpus:
         Raises:
             TaskError: there are none.
         """
-        found = tuple(source for source in self._splits[split] if source.kind in (kinds or ("code", "prose")))
-        if not found:
-            raise TaskError(
-                f"corpus {self.name!r} has no {' or '.join(kinds) or 'text'} in split {split!r}: give a folder with "
-                "more files"
-            )
-        return found
+        if (split, kinds) not in self._found:
+            found = tuple(source for source in self._splits[split] if source.kind in (kinds or ("code", "prose")))
+            if not found:
+                raise TaskError(
+                    f"corpus {self.name!r} has no {' or '.join(kinds) or 'text'} in split {split!r}: give a folder "
+                    "with more files"
+                )
+            self._found[split, kinds] = found, tuple(len(source.text) for source in found)
+        return self._found[split, kinds][0]
+
+    def sizes(self, split: CorpusSplit, *kinds: SourceKind) -> tuple[int, ...]:
+        """Characters of each of them.
+
+        Raises:
+            TaskError: there are none.
+        """
+        self.of(split, *kinds)
+        return self._found[split, kinds][1]
 
     def words(self, split: CorpusSplit) -> tuple[str, ...]:
         """Words of the corpus (lower case, 3 to 12 letters) in alphabetical order; a word belongs to one split only."""
         return self._words[split]
+
+    @cached_property
+    def _found(self) -> dict[tuple[CorpusSplit, tuple[SourceKind, ...]], tuple[tuple[Source, ...], tuple[int, ...]]]:
+        """What was asked for so far: whoever draws rows by the thousand asks for the same."""
+        return {}
 
     @cached_property
     def _splits(self) -> dict[CorpusSplit, tuple[Source, ...]]:

@@ -90,7 +90,8 @@ MODEL_TOKENIZER = "model"
 TOKENS_PER_QUESTION = 64
 """Room that settings must leave for a question and its answer; half of it is more than most need."""
 _SPLIT_NUMBERS: Mapping[Split, int] = MappingProxyType({"train": 0, "heldout": 1})
-_ANSWERED_AS_RECORDS = frozenset({"text_kvdense"})
+ANSWERED_AS_RECORDS: frozenset[CorpusTaskKind] = frozenset({"text_kvdense"})
+"""Kinds that ask with the key alone."""
 _BEGIN_TOKEN = 1
 
 
@@ -174,7 +175,7 @@ class CorpusTask:
         draft = DRAFTS[kind](rng, pool)
 
         def pieces(document: Document) -> tuple[Question, ...]:
-            return questions(draw(document.asked, fractions), as_records=kind in _ANSWERED_AS_RECORDS)
+            return questions(draw(document.asked, fractions), as_records=kind in ANSWERED_AS_RECORDS)
 
         def tokens_of(document: Document) -> int:
             asked = pieces(document) if document.asked else ()

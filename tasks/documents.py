@@ -93,7 +93,7 @@ class TextPool:
     def order(self, rng: np.random.Generator, *kinds: SourceKind) -> list[Source]:
         """All sources of these kinds in random order, long ones earlier in proportion to their length."""
         sources = self.corpus.of(self.split, *kinds)
-        sizes = np.array([len(source.text) for source in sources], float)
+        sizes = np.array(self.corpus.sizes(self.split, *kinds), float)
         return [sources[i] for i in rng.choice(len(sources), len(sources), replace=False, p=sizes / sizes.sum())]
 
     def lines(self, rng: np.random.Generator, *kinds: SourceKind) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.corpus import read_corpus
-from workers.text_training import pair_tokenizer
+from workers.text_tokenizer import pair_tokenizer
 
 MEDIUM_LLAMA = os.environ.get("NAMM_MEDIUM_LLAMA")
 """Environment variable: the folder of a medium Llama (README). Tests on it are skipped where it is not set."""

@@ -9,27 +9,42 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
 
 from tasks.corpus import Corpus
-from tasks.corpus_task import CorpusTask, CorpusTaskKind, CorpusTaskSettings
-from tasks.documents import TextPool, Vocabulary, join_lines
+from tasks.corpus_task import ANSWERED_AS_RECORDS, DRAFTS, CorpusTaskKind, questions
+from tasks.documents import Document, TextPool, Vocabulary, fit, join_lines
 from tasks.errors import TaskError
 from tasks.text_facts import draw_value
 
 Encode = Callable[[str], list[int]]
 
 MASTERED_ACCURACY = 0.88
-"""Share of answer tokens right at which training moves on to the next level."""
-LATEST_SHARES = (0.02, 0.05, 0.10, 0.18, 0.27, 0.38, 0.75)
+"""Share of answer tokens right, line breaks not counted, at which training moves on to the next level."""
+LATEST_SHARES = (0.03, 0.10, 0.18, 0.27, 0.38, 0.75)
 """Share of the training after which a level is left at the latest."""
 EARLIER_LEVEL_SHARE = 0.25
 """Share of batches drawn from levels that were left, so that they are not forgotten."""
-LANGUAGE_SHARE, LANGUAGE_WEIGHT = 0.26, 0.5
-"""Of rows of plain text in every batch over real text; and what their tokens count, where an answer's count 1."""
-ATTEMPTS = 8
+LANGUAGE_SHARE = 0.26
+"""Of rows of plain text in every batch over real text."""
+ANSWERS_WEIGHT, LANGUAGE_WEIGHT = 1.0, 0.5
+"""What all answers of a batch count in its loss, and what all plain text: answers are one token in thirty, and would be
+drowned if every token counted the same."""
+BREAK_WEIGHT = 0.25
+"""What the line break behind an answer counts, where a token of the answer counts 1."""
+MOST_CROWDED = 8
+"""A document may hold as many facts as one up to so many times as long: the more there are, the less is guessed."""
+CROWDED_LENGTH = 2048
+"""Tokens of the longest document whose facts are taken."""
+CROWDED_KINDS: frozenset[CorpusTaskKind] = frozenset(
+    {"text_fact_prose", "text_fact_code", "text_kv", "text_kvdense", "text_variable"}
+)
+MAX_QUESTIONS, TOKENS_PER_QUESTION = 24, 40
+"""About a document, and the tokens of it that each must have."""
+ATTEMPTS = 5
 """Draws of a document before plain text takes its place: long questions may not fit a short one."""
 TRAINED_KINDS: tuple[CorpusTaskKind, ...] = (
     "text_fact_prose",
@@ -61,22 +76,40 @@ class Level:
 
 
 LEVELS = (
-    *(Level(length, is_dense=True) for length in (128, 256, 512)),
-    *(Level(length, is_dense=False) for length in (512, 1024, 2048, 4096, 8192)),
+    Level(256, is_dense=True),
+    *(Level(length, is_dense=False) for length in (256, 512, 1024, 2048, 4096, 8192)),
 )
+
+
+class Role(IntEnum):
+    """What a token is in a row, as the next one of the token before it."""
+
+    GIVEN = 0
+    ANSWER = 1
+    BREAK = 2
+    """The line break behind an answer: always right soon, so it counts little and is not counted."""
+    LANGUAGE = 3
 
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids, and what each counts in the loss as the next token of the one before it; arrays, as they are sent."""
+    """Token ids and the role of each; arrays, as they are sent."""
 
     ids: array[int]
-    weights: array[float]
+    roles: bytes
 
     @classmethod
-    def of(cls, ids: Iterable[int], weights: Iterable[float]) -> Row:
-        """From any numbers."""
-        return cls(array("i", ids), array("f", weights))
+    def of(cls, pieces: Iterable[tuple[Sequence[int], Role]]) -> Row:
+        """From runs of tokens of one role."""
+        ids, roles = array("i"), bytearray()
+        for run, role in pieces:
+            ids.extend(run)
+            roles.extend([role] * len(run))
+        return cls(ids, bytes(roles))
+
+    def first(self, number: int) -> Row:
+        """The row without what is too long."""
+        return Row(self.ids[:number], self.roles[:number])
 
 
 @dataclass(frozen=True)
@@ -100,38 +133,55 @@ class RowMaker:
             return self._dense(level.length, rng)
         if rng.random() < LANGUAGE_SHARE:
             return self._language(level.length, rng)
-        for _ in range(ATTEMPTS):
-            with suppress(TaskError):
-                return self._asked(level.length, rng)
-        return self._language(level.length, rng)
+        return self._asked(level.length, rng)
 
     def _asked(self, length: int, rng: np.random.Generator) -> Row:
-        """A document with questions.
+        """A document with questions: a less crowded one if it does not fit, and plain text if none does."""
+        kind = TRAINED_KINDS[int(rng.integers(len(TRAINED_KINDS)))]
+        crowded = int(rng.integers(1, MOST_CROWDED + 1)) if kind in CROWDED_KINDS else 1
+        for attempt in range(ATTEMPTS):
+            times = max(1, crowded >> attempt)
+            with suppress(TaskError):
+                return self._document(kind, length, max(length, min(times * length, CROWDED_LENGTH)), rng)
+        return self._language(length, rng)
+
+    def _document(self, kind: CorpusTaskKind, length: int, facts_length: int, rng: np.random.Generator) -> Row:
+        """One with the facts of a document of ``facts_length``.
 
         Raises:
             TaskError: what was drawn does not fit the length.
         """
-        kind = TRAINED_KINDS[int(rng.integers(len(TRAINED_KINDS)))]
-        most = min(12, length // 96)
-        asked = CorpusTaskSettings(kind=kind, length=length, num_questions=int(rng.integers(2, most + 1)))
-        task = CorpusTask(asked, self.corpus, lambda text: len(self.encode(text)))
-        example = task.example("train", int(rng.integers(2**31)))
-        pieces = [(example.prompt, 0.0)]
-        for question in example.questions:
-            pieces += [(question.text, 0.0), (question.answer, 1.0)]
-        return self._joined(pieces)
+        pool = TextPool(self.corpus, "train", facts_length)
+        num_questions = int(rng.integers(2, 1 + min(MAX_QUESTIONS, length // TOKENS_PER_QUESTION)))
+        draft, order = DRAFTS[kind](rng, pool), int(rng.integers(2**31))
+
+        def pieces(document: Document) -> list[tuple[str, Role]]:
+            # Without replacement: an answer that was given before is repeated, not looked up.
+            drawn = np.random.default_rng(order).permutation(len(document.asked))[:num_questions]
+            asked = questions([document.asked[i] for i in drawn], as_records=kind in ANSWERED_AS_RECORDS)
+            parts = [(document.text, Role.GIVEN)]
+            for question in asked:
+                parts += [(question.text, Role.GIVEN), (question.answer[:-1], Role.ANSWER), ("\n", Role.BREAK)]
+            return parts
+
+        def tokens_of(document: Document) -> int:
+            return 1 + len(self.encode("".join(text for text, _ in pieces(document))))
+
+        document = fit(draft, length, tokens_of)
+        if not document.asked:
+            raise TaskError(f"length is {length}; too short for a question of {kind}: ask for more")
+        return self._joined(pieces(document))
 
     def _dense(self, length: int, rng: np.random.Generator) -> Row:
         """Pairs, then some of the keys again, asked with replacement."""
-        number = max(2, length // 24)
+        number = max(2, length // 16)
         words = self._vocabulary.shuffled(rng)
         pairs = [(key, draw_value(rng, self._vocabulary)) for key in words[:number]]
-        text = join_lines([f"{key}: {value}" for key, value in pairs]) + "\n"
-        pieces = [(text, 0.0)]
+        pieces = [(join_lines([f"{key}: {value}" for key, value in pairs]) + "\n", Role.GIVEN)]
         for index in (rng.random(number) * number).astype(int).tolist():
-            pieces += [(f"{pairs[index][0]}:", 0.0), (f" {pairs[index][1]}\n", 1.0)]
-        row = self._joined(pieces)
-        return Row(row.ids[:length], row.weights[:length])
+            key, value = pairs[index]
+            pieces += [(f"{key}:", Role.GIVEN), (f" {value}", Role.ANSWER), ("\n", Role.BREAK)]
+        return self._joined(pieces).first(length)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -139,16 +189,11 @@ class RowMaker:
 
     def _language(self, length: int, rng: np.random.Generator) -> Row:
         text = join_lines(TextPool(self.corpus, "train", length).lines(rng))
-        ids = self.encode(text[: 6 * length])[: length - 1]
-        return Row.of([self.bos, *ids], [0.0] + [LANGUAGE_WEIGHT] * len(ids))
+        return self._joined([(text[: 6 * length], Role.LANGUAGE)]).first(length)
 
-    def _joined(self, pieces: Sequence[tuple[str, float]]) -> Row:
-        ids, weights = [self.bos], [0.0]
-        for text, weight in pieces:
-            encoded = self.encode(text)
-            ids += encoded
-            weights += [weight] * len(encoded)
-        return Row.of(ids, weights)
+    def _joined(self, pieces: Sequence[tuple[str, Role]]) -> Row:
+        begin = ([self.bos], Role.GIVEN)
+        return Row.of([begin, *((self.encode(text), role) for text, role in pieces)])
 
 
 @dataclass(slots=True)

@@ -8,13 +8,10 @@ starts with a bias towards the previous token. An interrupted training goes on w
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -30,7 +26,20 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from tasks.corpus import read_corpus
 from workers.errors import ModelError
 from workers.line_encoder import LineEncoder
-from workers.text_curriculum import LEVELS, Level, Row, RowMaker, TextCurriculum
+from workers.muon import Muon
+from workers.row_makers import Rows, row_makers
+from workers.text_curriculum import (
+    ANSWERS_WEIGHT,
+    BREAK_WEIGHT,
+    LANGUAGE_WEIGHT,
+    LEVELS,
+    Level,
+    Role,
+    Row,
+    RowMaker,
+    TextCurriculum,
+)
+from workers.text_tokenizer import learn_tokenizer
 from workers.training_parts import learning_rate_share, look_at_previous_token
 
 MUON_LEARNING_RATE, ADAM_LEARNING_RATE, EMBEDDING_LEARNING_RATE = 0.02, 2e-3, 6e-3
@@ -39,7 +48,6 @@ SAVE_SECONDS = 60.0
 STEPS_AHEAD = 4
 """Steps whose rows are asked for in advance, so that rows are made while the model learns. Their levels are chosen then
 too, by what was known of the curriculum at that step: the result does not depend on who is faster."""
-PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 STATE = "training"
 """Folder, in that of the model, that an unfinished training is kept in."""
 
@@ -81,6 +89,10 @@ class TextTraining:
     """That make rows beside the one that trains; 0 makes them in it."""
 
 
+Outcome = Tensor | list[float]
+"""Loss and accuracy of a step, on the device that computed them or read from a file."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextProgress:
     """What one step did."""
@@ -111,7 +123,7 @@ def train_text(
     """
     say("getting ready: the tokenizer, the processes that make rows, the compiler (up to two minutes)")
     run = _Run(folder, training)
-    with _row_makers(run.maker, training.processes) as order:
+    with row_makers(run.maker, training.processes) as order:
         saved = time.monotonic()
         for progress in run.steps(order):
             report(progress)
@@ -122,39 +134,6 @@ def train_text(
     _write_model(run.model, run.tokenizer, folder)
     run.discard()
     return run.model
-
-
-def learn_tokenizer(corpus_folder: Path | None, shape: TextShape) -> PreTrainedTokenizerFast:
-    """The pairs of the corpus's training text."""
-    texts = (source.text for source in read_corpus(corpus_folder).of("train"))
-    return pair_tokenizer(texts, shape.vocabulary, shape.max_tokens)
-
-
-def pair_tokenizer(texts: Iterable[str], vocabulary: int, max_tokens: int) -> PreTrainedTokenizerFast:
-    """Byte-level pairs learned from texts; every line break and digit is a token of its own."""
-    tokenizer = Tokenizer(models.BPE())
-    isolated = [pre_tokenizers.Split("\n", behavior="isolated"), pre_tokenizers.Digits(individual_digits=True)]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*isolated, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[PAD, BOS, EOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        model_max_length=max_tokens,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def new_text_model(shape: TextShape, seed: int) -> LlamaForCausalLM:
@@ -190,44 +169,6 @@ def new_text_model(shape: TextShape, seed: int) -> LlamaForCausalLM:
 # One training --------------------------------------------------------------------------------------------------------
 
 
-Rows = Callable[[], list[Row]]
-"""Gives the rows of a step, once they are made."""
-
-
-@contextmanager
-def _row_makers(maker: RowMaker, processes: int) -> Iterator[Callable[[Level, int, int], Rows]]:
-    """A function that orders (level, step, number of rows); the rows are the same, in order, whoever makes them."""
-    if not processes:
-        yield lambda level, step, count: lambda: maker.rows(level, step, range(count))
-        return
-    # Spawned, because a fork of a process that uses an accelerator may hang.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_take_maker, initargs=(maker,)) as pool:
-
-        def order(level: Level, step: int, count: int) -> Rows:
-            size = max(1, count // (2 * processes))  # short rows by the dozen: a message takes longer than such a row
-            pieces = [range(start, min(start + size, count)) for start in range(0, count, size)]
-            made = [pool.submit(_made, level, step, piece) for piece in pieces]
-            return lambda: [row for piece in made for row in piece.result()]
-
-        try:
-            yield order
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-_MAKERS: list[RowMaker] = []
-"""Of this process, once it has been told."""
-
-
-def _take_maker(maker: RowMaker) -> None:
-    _MAKERS[:] = [maker]
-
-
-def _made(level: Level, step: int, numbers: range) -> list[Row]:
-    return _MAKERS[0].rows(level, step, numbers)
-
-
 class _Run:
     """The state of a training between steps."""
 
@@ -240,11 +181,14 @@ class _Run:
         self.curriculum = TextCurriculum()
         self._planned: list[int] = []
         """Levels of this step and the next ones, whose rows are asked for already."""
+        self._untold: tuple[int, Outcome] | None = None
+        """Level and outcome of the last step: they are read when the next one is under way, so that an accelerator
+        never waits for them."""
         saved = self._saved()
         self.tokenizer = (
             PreTrainedTokenizerFast.from_pretrained(self._state)
             if saved
-            else learn_tokenizer(training.corpus, training.shape)
+            else learn_tokenizer(training.corpus, training.shape.vocabulary, training.shape.max_tokens)
         )
         self.model = new_text_model(training.shape, training.seed).to(training.device)
         self._optimizers = _optimizers(self.model)
@@ -278,14 +222,28 @@ class _Run:
             number, rows = self._planned.pop(0), ordered.popleft()()
             if not is_ready:  # what starting the processes took is no training: the learning rate falls by the clock
                 is_ready, started = True, time.monotonic()
-            loss, accuracy = self._learn(rows)
-            if not np.isnan(accuracy):
-                self.curriculum.report(number, accuracy)
-            seconds = time.monotonic() - started
+            last, self._untold = self._untold, (number, self._learn(rows))
             self.step += 1
-            self.seconds += seconds
-            num_tokens = sum(len(row.ids) for row in rows)
-            yield TextProgress(self.step, self.share, levels[number].name, loss, accuracy, num_tokens / seconds)
+            progress = self._told(last, self.step - 1, sum(len(row.ids) for row in rows), started)
+            self.seconds += time.monotonic() - started
+            if progress is not None:
+                yield progress
+        progress = self._told(self._untold, self.step, 0, time.monotonic())
+        if progress is not None:
+            yield progress
+
+    def _told(
+        self, outcome: tuple[int, Outcome] | None, step: int, num_tokens: int, started: float
+    ) -> TextProgress | None:
+        """What came of a step, once it is known; the curriculum hears of it."""
+        if outcome is None:
+            return None
+        number, values = outcome
+        loss, accuracy = torch.as_tensor(values).tolist()
+        if not np.isnan(accuracy):
+            self.curriculum.report(number, accuracy)
+        speed = num_tokens / max(1e-9, time.monotonic() - started)
+        return TextProgress(step, self.share, self._training.shape.levels[number].name, loss, accuracy, speed)
 
     def _get_ready(self) -> None:
         """Have the layers compiled, on rows of nothing, before the clock runs."""
@@ -298,27 +256,23 @@ class _Run:
             torch.autograd.backward(self.model.model(input_ids=nothing, use_cache=False).last_hidden_state.sum())
         self.model.zero_grad(set_to_none=True)
 
-    def _learn(self, rows: list[Row]) -> tuple[float, float]:
+    def _learn(self, rows: list[Row]) -> Tensor:
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate_share(self.step, self.share)
-        ids, weights = _padded(rows, self._training.device)
+        batch = Batch.of(rows, self._training.device)
         with torch.autocast(self._training.device.split(":")[0], torch.bfloat16, self._training.device != "cpu"):
-            hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-            counted = weights[:, 1:] > 0
-            logits = self.model.lm_head(hidden[counted])
-        gold, importance = ids[:, 1:][counted], weights[:, 1:][counted]
-        losses = functional.cross_entropy(logits.float(), gold, reduction="none")
-        loss = (losses * importance).sum() / importance.sum()
+            hidden = self.model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
+            logits = self.model.lm_head(hidden.flatten(0, 1)[batch.places])
+        loss = functional.cross_entropy(logits.float(), batch.gold, reduction="none") @ batch.importance
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self._optimizers:
             optimizer.step()
-        is_answer = importance == 1.0
-        hits = (logits.argmax(-1) == gold)[is_answer]
-        return float(loss.detach()), float(hits.float().mean()) if len(hits) else float("nan")
+        hits = (logits.argmax(-1) == batch.gold).float() @ batch.is_answer
+        return torch.stack([loss.detach(), hits / batch.is_answer.sum()])
 
     # Saved and gone on with ------------------------------------------------------------------------------------------
 
@@ -334,7 +288,8 @@ class _Run:
         contiguous = {name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(contiguous, partial / "state.safetensors")
         document = {"step": self.step, "seconds": self.seconds, "curriculum": asdict(self.curriculum)}
-        document |= {"planned": self._planned}
+        untold = None if self._untold is None else (self._untold[0], torch.as_tensor(self._untold[1]).tolist())
+        document |= {"planned": self._planned, "untold": untold}
         (partial / "state.json").write_text(json.dumps(document | {"identity": self._identity}), encoding="utf-8")
         self.discard()
         os.replace(partial, self._state)
@@ -373,7 +328,8 @@ class _Run:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         self.step, self.seconds = document["step"], document["seconds"]
         self.curriculum = TextCurriculum(**document["curriculum"])
-        self._planned = document.get("planned", [])
+        self._planned = document["planned"]
+        self._untold = document["untold"]
 
 
 def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
@@ -389,17 +345,50 @@ def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
         {"params": embeddings, "peak": EMBEDDING_LEARNING_RATE},
         {"params": others, "peak": ADAM_LEARNING_RATE},
     ]
-    muon = torch.optim.Muon([{"params": matrices, "peak": MUON_LEARNING_RATE}], lr=MUON_LEARNING_RATE, weight_decay=0.0)
+    muon = Muon([{"params": matrices, "peak": MUON_LEARNING_RATE, "lr": MUON_LEARNING_RATE}])
     return [muon, torch.optim.AdamW(groups, lr=ADAM_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
-def _padded(rows: list[Row], device: str) -> tuple[Tensor, Tensor]:
-    """Ids int64 and weights float32, both ``[rows, longest]``, padded on the right, where nothing looks."""
-    longest = max(len(row.ids) for row in rows)
-    ids, weights = np.zeros((len(rows), longest), np.int64), np.zeros((len(rows), longest), np.float32)
-    for number, row in enumerate(rows):
-        ids[number, : len(row.ids)], weights[number, : len(row.ids)] = row.ids, row.weights
-    return torch.from_numpy(ids).to(device), torch.from_numpy(weights).to(device)
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of a step on the device."""
+
+    ids: Tensor
+    """int64 ``[rows, longest]``, padded on the right, where nothing looks."""
+    places: Tensor
+    """int64 ``[predicted]``: tokens whose next one is predicted, counted through all rows."""
+    gold: Tensor
+    """int64 ``[predicted]``: those next ones."""
+    importance: Tensor
+    """float32 ``[predicted]``; the sum over all answers, and that over all plain text, is fixed."""
+    is_answer: Tensor
+    """float32 ``[predicted]``, 1 or 0."""
+
+    @classmethod
+    def of(cls, rows: list[Row], device: str) -> Batch:
+        """All that can be is made here, so that the device never has to be waited for."""
+        longest = max(len(row.ids) for row in rows)
+        ids, roles = np.zeros((len(rows), longest), np.int64), np.zeros((len(rows), longest), np.uint8)
+        for number, row in enumerate(rows):
+            ids[number, : len(row.ids)] = row.ids
+            roles[number, : len(row.ids)] = np.frombuffer(row.roles, np.uint8)
+        places = np.flatnonzero(roles[:, 1:].ravel())
+        places += places // (longest - 1)  # the last token of a row predicts nothing
+        gold, role = ids.ravel()[places + 1], roles.ravel()[places + 1]
+        arrays = [ids, places, gold, _importance(role), (role == Role.ANSWER).astype(np.float32)]
+        tensors = [torch.from_numpy(values) for values in arrays]
+        if device == "cpu":
+            return cls(*tensors)
+        return cls(*(values.pin_memory().to(device, non_blocking=True) for values in tensors))
+
+
+def _importance(role: np.ndarray) -> np.ndarray:
+    weight: np.ndarray = np.array([0.0, 1.0, BREAK_WEIGHT, 1.0], np.float32)[role]
+    is_language = role == Role.LANGUAGE
+    for chosen, total in ((is_language, LANGUAGE_WEIGHT), (~is_language, ANSWERS_WEIGHT)):
+        weight[chosen] *= total / max(1e-9, weight[chosen].sum())
+    weight /= weight.sum()
+    return weight
 
 
 def _write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

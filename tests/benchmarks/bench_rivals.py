@@ -18,7 +18,7 @@ import multiprocessing
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -89,12 +89,13 @@ def measure(job: Job) -> list[Row]:
 
 
 def measured(model: ModelSettings, jobs: Sequence[Job], processes: int) -> Iterator[list[Row]]:
-    """The rows of one job after the other."""
+    """The rows of each job as it ends."""
     places = dict.fromkeys((job.kind, job.length) for job in jobs)
     tasks = tuple(CorpusTaskSettings(kind=kind, length=length) for kind, length in places)  # type: ignore[arg-type]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawn, initializer=prepare, initargs=(model, tasks)) as pool:
-        yield from pool.map(measure, jobs)
+        for done in as_completed([pool.submit(measure, job) for job in jobs]):
+            yield done.result()
 
 
 def turned(model: ModelSettings, folders: Sequence[str], kept_ratio: float, length: int, out: Path) -> list[str]:
@@ -242,6 +243,7 @@ def _difference(rows: Sequence[Row], rival: str, length: int) -> str:
 
 def printed(rows: Sequence[Row]) -> str:
     """All tables."""
+    rows = sorted(rows, key=lambda row: (row["memory"], row["length"], (*KINDS, *OTHER_KINDS).index(row["kind"])))
     shortest = min(row["length"] for row in rows)
     return "\n\n".join((table(rows), differences(rows), by_task(rows, shortest)))
 

@@ -1,0 +1,47 @@
+"""Processes that make the rows of a training while the model learns."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+
+from workers.text_curriculum import Level, Row, RowMaker
+
+Rows = Callable[[], list[Row]]
+"""Gives the rows of a step, once they are made."""
+
+
+@contextmanager
+def row_makers(maker: RowMaker, processes: int) -> Iterator[Callable[[Level, int, int], Rows]]:
+    """A function that orders (level, step, number of rows); the rows are the same, in order, whoever makes them."""
+    if not processes:
+        yield lambda level, step, count: lambda: maker.rows(level, step, range(count))
+        return
+    # Spawned, because a fork of a process that uses an accelerator may hang.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_take_maker, initargs=(maker,)) as pool:
+
+        def order(level: Level, step: int, count: int) -> Rows:
+            size = max(1, count // (2 * processes))  # short rows by the dozen: a message takes longer than such a row
+            pieces = [range(start, min(start + size, count)) for start in range(0, count, size)]
+            made = [pool.submit(_made, level, step, piece) for piece in pieces]
+            return lambda: [row for piece in made for row in piece.result()]
+
+        try:
+            yield order
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_MAKERS: list[RowMaker] = []
+"""Of this process, once it has been told."""
+
+
+def _take_maker(maker: RowMaker) -> None:
+    _MAKERS[:] = [maker]
+
+
+def _made(level: Level, step: int, numbers: range) -> list[Row]:
+    return _MAKERS[0].rows(level, step, numbers)
