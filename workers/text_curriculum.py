@@ -24,7 +24,7 @@ Encode = Callable[[str], list[int]]
 
 MASTERED_ACCURACY = 0.88
 """Share of answer tokens right, line breaks not counted, at which training moves on to the next level."""
-LATEST_SHARES = (0.03, 0.10, 0.18, 0.27, 0.38, 0.75)
+LATEST_SHARES = (0.05, 0.12, 0.19, 0.28, 0.40, 0.75)
 """Share of the training after which a level is left at the latest."""
 EARLIER_LEVEL_SHARE = 0.25
 """Share of batches drawn from levels that were left, so that they are not forgotten."""

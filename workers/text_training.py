@@ -209,7 +209,6 @@ class _Run:
         self.model.train()
         levels = self._training.shape.levels
         ordered: deque[Rows] = deque()
-        self._get_ready()
         is_ready = False
         while self.share < 1.0:
             started = time.monotonic()
@@ -219,8 +218,10 @@ class _Run:
             for number in self._planned[len(ordered) :]:
                 count = max(1, self._training.shape.tokens_per_step // levels[number].length)
                 ordered.append(order(levels[number], self.step + len(ordered), count))
+            if not is_ready:  # while the processes start
+                self._get_ready()
             number, rows = self._planned.pop(0), ordered.popleft()()
-            if not is_ready:  # what starting the processes took is no training: the learning rate falls by the clock
+            if not is_ready:  # getting ready is no training: the learning rate falls by the clock
                 is_ready, started = True, time.monotonic()
             last, self._untold = self._untold, (number, self._learn(rows))
             self.step += 1
