@@ -92,6 +92,21 @@ class Corpus:
         """Words of the corpus (lower case, 3 to 12 letters) in alphabetical order; a word belongs to one split only."""
         return self._words[split]
 
+    def shelves(self, chars: int) -> tuple[Corpus, ...]:
+        """The training text dealt out file by file to corpora of about so many characters, each with some of the words.
+
+        For who draws documents by the thousand: what a draw costs grows with the files that it is from.
+        """
+        sources = sorted(self.of("train"), key=lambda source: hashlib.sha256(source.name.encode()).digest())
+        number = max(1, sum(self.sizes("train")) // chars)
+        shelves = []
+        for start in range(number):
+            shelf = Corpus(self.name, tuple(sources[start::number]), self.sha256)
+            vars(shelf)["_splits"] = {"train": shelf.sources}  # in place of what would be found from the files alone
+            vars(shelf)["_words"] = {"train": self.words("train")[start::number]}
+            shelves.append(shelf)
+        return tuple(shelves)
+
     @cached_property
     def _found(self) -> dict[tuple[CorpusSplit, tuple[SourceKind, ...]], tuple[tuple[Source, ...], tuple[int, ...]]]:
         """What was asked for so far: whoever draws rows by the thousand asks for the same."""

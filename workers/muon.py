@@ -19,14 +19,17 @@ ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal (Jordan et al., 2024, with Nesterov's step and no decay).
+    """Momentum, made orthogonal (Jordan et al., 2024, with Nesterov's step), and decay apart from it.
 
     The rate of a matrix with more rows than columns is multiplied by the square root of their ratio.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float = 0.95) -> None:
-        """Take groups of matrices, each with its ``lr``."""
-        super().__init__(groups, {"momentum": momentum})
+    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float = 0.95, weight_decay: float = 0.1) -> None:
+        """Take groups of matrices, each with its ``lr``.
+
+        Without decay every step adds as much as the first: attention becomes all or nothing, and learns no more.
+        """
+        super().__init__(groups, {"momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -38,6 +41,7 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is not None:
                     by_shape.setdefault(weight.shape, []).append(weight)
             for weights in by_shape.values():
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 self._move(weights, group["lr"], group["momentum"])
 
     def _move(self, weights: Sequence[Tensor], rate: float, momentum: float) -> None:

@@ -23,7 +23,8 @@ from workers.evaluator import Evaluator, EvaluatorRecipe
 from workers.memory.specs import RivalSpec
 from workers.settings import ModelSettings
 from workers.text_curriculum import TRAINED_KINDS
-from workers.text_training import TextProgress, TextShape, TextTraining, train_text
+from workers.text_model import TextShape
+from workers.text_training import TextProgress, TextTraining, train_text
 from workers.training_parts import at_least
 from workers.unit import Unit
 

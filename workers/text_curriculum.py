@@ -16,7 +16,7 @@ import numpy as np
 
 from tasks.corpus import Corpus
 from tasks.corpus_task import ANSWERED_AS_RECORDS, DRAFTS, CorpusTaskKind, questions
-from tasks.documents import Document, TextPool, Vocabulary, fit, join_lines
+from tasks.documents import Document, TextPool, fit, join_lines
 from tasks.errors import TaskError
 from tasks.text_facts import draw_value
 
@@ -44,6 +44,8 @@ CROWDED_KINDS: frozenset[CorpusTaskKind] = frozenset(
 )
 MAX_QUESTIONS, TOKENS_PER_QUESTION = 24, 40
 """About a document, and the tokens of it that each must have."""
+SHELF_CHARS = 2_000_000
+"""Of text that one row is drawn from: enough for the longest, and few files."""
 ATTEMPTS = 5
 """Draws of a document before plain text takes its place: long questions may not fit a short one."""
 TRAINED_KINDS: tuple[CorpusTaskKind, ...] = (
@@ -129,29 +131,41 @@ class RowMaker:
     def row(self, level: Level, step: int, number: int) -> Row:
         """The row at a place."""
         rng = np.random.default_rng([self.seed, step, number])
+        shelf = self._shelves[int(np.searchsorted(self._ends, rng.random() * self._ends[-1], "right"))]
         if level.is_dense:
-            return self._dense(level.length, rng)
+            return self._dense(shelf, level.length, rng)
         if rng.random() < LANGUAGE_SHARE:
-            return self._language(level.length, rng)
-        return self._asked(level.length, rng)
+            return self._language(shelf, level.length, rng)
+        return self._asked(shelf, level.length, rng)
 
-    def _asked(self, length: int, rng: np.random.Generator) -> Row:
+    @cached_property
+    def _shelves(self) -> tuple[Corpus, ...]:
+        return self.corpus.shelves(SHELF_CHARS)
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Where each shelf ends if all stand side by side: long ones are drawn more often."""
+        return np.cumsum([sum(shelf.sizes("train")) for shelf in self._shelves])
+
+    def _asked(self, shelf: Corpus, length: int, rng: np.random.Generator) -> Row:
         """A document with questions: a less crowded one if it does not fit, and plain text if none does."""
         kind = TRAINED_KINDS[int(rng.integers(len(TRAINED_KINDS)))]
         crowded = int(rng.integers(1, MOST_CROWDED + 1)) if kind in CROWDED_KINDS else 1
         for attempt in range(ATTEMPTS):
             times = max(1, crowded >> attempt)
             with suppress(TaskError):
-                return self._document(kind, length, max(length, min(times * length, CROWDED_LENGTH)), rng)
-        return self._language(length, rng)
+                return self._document(shelf, kind, length, max(length, min(times * length, CROWDED_LENGTH)), rng)
+        return self._language(shelf, length, rng)
 
-    def _document(self, kind: CorpusTaskKind, length: int, facts_length: int, rng: np.random.Generator) -> Row:
+    def _document(
+        self, shelf: Corpus, kind: CorpusTaskKind, length: int, facts_length: int, rng: np.random.Generator
+    ) -> Row:
         """One with the facts of a document of ``facts_length``.
 
         Raises:
             TaskError: what was drawn does not fit the length.
         """
-        pool = TextPool(self.corpus, "train", facts_length)
+        pool = TextPool(shelf, "train", facts_length)
         num_questions = int(rng.integers(2, 1 + min(MAX_QUESTIONS, length // TOKENS_PER_QUESTION)))
         draft, order = DRAFTS[kind](rng, pool), int(rng.integers(2**31))
 
@@ -172,23 +186,19 @@ class RowMaker:
             raise TaskError(f"length is {length}; too short for a question of {kind}: ask for more")
         return self._joined(pieces(document))
 
-    def _dense(self, length: int, rng: np.random.Generator) -> Row:
+    def _dense(self, shelf: Corpus, length: int, rng: np.random.Generator) -> Row:
         """Pairs, then some of the keys again, asked with replacement."""
         number = max(2, length // 16)
-        words = self._vocabulary.shuffled(rng)
-        pairs = [(key, draw_value(rng, self._vocabulary)) for key in words[:number]]
+        vocabulary = TextPool(shelf, "train", length).vocabulary("")
+        pairs = [(key, draw_value(rng, vocabulary)) for key in vocabulary.shuffled(rng)[:number]]
         pieces = [(join_lines([f"{key}: {value}" for key, value in pairs]) + "\n", Role.GIVEN)]
         for index in (rng.random(number) * number).astype(int).tolist():
             key, value = pairs[index]
             pieces += [(f"{key}:", Role.GIVEN), (f" {value}", Role.ANSWER), ("\n", Role.BREAK)]
         return self._joined(pieces).first(length)
 
-    @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        return TextPool(self.corpus, "train", 512).vocabulary("")
-
-    def _language(self, length: int, rng: np.random.Generator) -> Row:
-        text = join_lines(TextPool(self.corpus, "train", length).lines(rng))
+    def _language(self, shelf: Corpus, length: int, rng: np.random.Generator) -> Row:
+        text = join_lines(TextPool(shelf, "train", length).lines(rng))
         return self._joined([(text[: 6 * length], Role.LANGUAGE)]).first(length)
 
     def _joined(self, pieces: Sequence[tuple[str, Role]]) -> Row:

@@ -1,8 +1,8 @@
 """Trains a Llama over real text from nothing: ``python -m workers.training --preset medium --out DIR --minutes 10``.
 
 A byte-pair tokenizer is learned from the corpus, then a decoder of six layers learns to look things up in code and
-prose of up to 8,192 tokens (``workers.text_curriculum``). Matrices are trained by Muon, the rest by AdamW; one head
-starts with a bias towards the previous token. An interrupted training goes on where it was last saved.
+prose of up to 8,192 tokens (``workers.text_curriculum``). Matrices are trained by Muon, the rest by AdamW; a few heads
+begin by looking a few tokens back (``workers.text_model``). An interrupted training goes on where it was last saved.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.corpus import read_corpus
 from workers.errors import ModelError
@@ -32,15 +32,15 @@ from workers.text_curriculum import (
     ANSWERS_WEIGHT,
     BREAK_WEIGHT,
     LANGUAGE_WEIGHT,
-    LEVELS,
     Level,
     Role,
     Row,
     RowMaker,
     TextCurriculum,
 )
+from workers.text_model import TextShape, new_text_model, write_text_model
 from workers.text_tokenizer import learn_tokenizer
-from workers.training_parts import learning_rate_share, look_at_previous_token
+from workers.training_parts import learning_rate_share
 
 MUON_LEARNING_RATE, ADAM_LEARNING_RATE, EMBEDDING_LEARNING_RATE = 0.02, 2e-3, 6e-3
 SAVE_SECONDS = 60.0
@@ -50,27 +50,6 @@ STEPS_AHEAD = 4
 too, by what was known of the curriculum at that step: the result does not depend on who is faster."""
 STATE = "training"
 """Folder, in that of the model, that an unfinished training is kept in."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextShape:
-    """What is trained, and on how much at a time; the defaults are the medium Llama's."""
-
-    vocabulary: int = 4096
-    hidden: int = 384
-    layers: int = 6
-    query_heads: int = 6
-    kv_heads: int = 3
-    head_size: int = 64
-    mlp: int = 1024
-    max_tokens: int = 8192
-    """Longest text that the model is made for; longer levels are left out."""
-    tokens_per_step: int = 65_536
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """Those of the curriculum that fit."""
-        return tuple(level for level in LEVELS if level.length <= self.max_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,39 +110,9 @@ def train_text(
                 run.save()
                 saved = time.monotonic()
     run.model.eval()
-    _write_model(run.model, run.tokenizer, folder)
+    write_text_model(run.model, run.tokenizer, folder)
     run.discard()
     return run.model
-
-
-def new_text_model(shape: TextShape, seed: int) -> LlamaForCausalLM:
-    """A fresh model in float32, a function of ``seed``."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.query_heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_size,
-        max_position_embeddings=shape.max_tokens,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        attention_bias=True,
-        tie_word_embeddings=False,
-        initializer_range=shape.hidden**-0.5,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = LlamaForCausalLM(config)
-    model.model.embed_tokens.weight.data.normal_(std=1.0)
-    model.lm_head.weight.data.copy_(0.04 * model.model.embed_tokens.weight.data)
-    for layer in model.model.layers:
-        layer.self_attn.o_proj.weight.data.mul_(0.5)
-        layer.mlp.down_proj.weight.data.mul_(0.5)
-    look_at_previous_token(model)
-    return model
 
 
 # One training --------------------------------------------------------------------------------------------------------
@@ -390,12 +339,3 @@ def _importance(role: np.ndarray) -> np.ndarray:
         weight[chosen] *= total / max(1e-9, weight[chosen].sum())
     weight /= weight.sum()
     return weight
-
-
-def _write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    line_break = tokenizer("\n", add_special_tokens=False)["input_ids"][0]
-    model.generation_config = GenerationConfig(
-        bos_token_id=1, eos_token_id=[2, line_break], pad_token_id=0, do_sample=False
-    )
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
