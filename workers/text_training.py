@@ -43,8 +43,8 @@ from workers.text_tokenizer import learn_tokenizer
 from workers.training_parts import learning_rate_share
 
 MUON_LEARNING_RATE, ADAM_LEARNING_RATE, EMBEDDING_LEARNING_RATE = 0.02, 2e-3, 6e-3
-SAVE_SECONDS = 60.0
-"""Between two savings of an unfinished training."""
+SAVE_SECONDS, SAVE_PAUSE = 60.0, 20.0
+"""Between two savings of an unfinished training, at least; and how many times as long as the last one took."""
 STEPS_AHEAD = 4
 """Steps whose rows are asked for in advance, so that rows are made while the model learns. Their levels are chosen then
 too, by what was known of the curriculum at that step: the result does not depend on who is faster."""
@@ -101,14 +101,19 @@ def train_text(
         ModelError: the folder holds a training of other settings.
     """
     say("getting ready: the tokenizer, the processes that make rows, the compiler (up to two minutes)")
+    started, took = time.monotonic(), 0.0
     run = _Run(folder, training)
     with row_makers(run.maker, training.processes) as order:
-        saved = time.monotonic()
+        saved = started
         for progress in run.steps(order):
+            if saved == started:
+                saved = time.monotonic()
+                say(f"ready after {saved - started:.0f} s")
             report(progress)
-            if time.monotonic() - saved > SAVE_SECONDS:
+            if (begun := time.monotonic()) - saved > max(SAVE_SECONDS, SAVE_PAUSE * took):
                 run.save()
                 saved = time.monotonic()
+                took = saved - begun
     run.model.eval()
     write_text_model(run.model, run.tokenizer, folder)
     run.discard()
@@ -202,8 +207,11 @@ class _Run:
         for layer in self.model.model.layers:  # one graph for all of them, of any number of rows and tokens
             layer.compile(dynamic=True)
         with torch.autocast(self._training.device.split(":")[0], torch.bfloat16):
-            nothing = torch.zeros((4, 160), dtype=torch.int64, device=self._training.device)
-            torch.autograd.backward(self.model.model(input_ids=nothing, use_cache=False).last_hidden_state.sum())
+            levels = self._training.shape.levels
+            for level in (levels[0], levels[-1]):
+                shape = (max(1, self._training.shape.tokens_per_step // level.length), level.length)
+                nothing = torch.zeros(shape, dtype=torch.int64, device=self._training.device)
+                torch.autograd.backward(self.model.model(input_ids=nothing, use_cache=False).last_hidden_state.sum())
         self.model.zero_grad(set_to_none=True)
 
     def _learn(self, rows: list[Row]) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 
 import numpy as np
 import pytest
@@ -110,9 +109,12 @@ def test_the_first_heads_of_a_new_model_look_back_whatever_stands_there():
     model.config._attn_implementation = "eager"
     ids = torch.randint(3, 400, (1, 200))
     attention = model(ids, output_attentions=True).attentions[0][0]
-    for head, (distance, _) in enumerate(LOOKS_BACK):
-        looked_at = [attention[head].diagonal(-back)[50:].min().item() for back in (int(distance), math.ceil(distance))]
-        assert min(looked_at) > 0.4 if distance % 1 else min(looked_at) > 0.95
+    for head, (distance, sharpness) in enumerate(LOOKS_BACK):
+        back = np.arange(50)
+        looked_at = np.array([attention[head].diagonal(-int(x))[50:].mean().item() for x in back])
+        assert (looked_at @ back) / looked_at.sum() == pytest.approx(distance, abs=0.2)
+        assert (looked_at[int(distance)] > 0.95) == (sharpness == 8.0)
+        assert looked_at[np.abs(back - distance) <= 2].sum() > 0.95
     assert max(attention[5].diagonal(-back)[50:].mean().item() for back in range(8)) < 0.2, "others are free"
 
 
@@ -154,6 +156,7 @@ def test_training_by_steps_is_a_function_of_its_settings_however_often_it_is_int
     assert np.isfinite(losses).all()
 
     monkeypatch.setattr(text_training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(text_training, "SAVE_PAUSE", 0.0)
     for stop in (2, 3, 5):
 
         def interrupt(progress, stop=stop):
@@ -185,6 +188,7 @@ def test_processes_make_the_same_rows(tmp_path):
 
 def test_an_unfinished_training_of_other_settings_is_not_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr(text_training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(text_training, "SAVE_PAUSE", 0.0)
 
     def interrupt(progress):
         if progress.step > 1:
@@ -202,6 +206,7 @@ def test_the_command_trains_measures_and_writes_a_card(tmp_path, capsys):
     assert text_command.is_meant(arguments)
     assert text_command.main(arguments, TINY) == 0
     printed = capsys.readouterr().out
+    assert "ready after" in printed
     assert "step      2  100.0%" in printed
     assert "tokens/s" in printed
     assert "| task | 512 |" in printed
