@@ -242,3 +242,12 @@ def test_lines_are_encoded_as_the_whole_text_is():
     texts = [source.text[:3000] for source in read_corpus().of("heldout")[:12]]
     for text in ["", "\n", "\n\n a  b\t1234\n", " é\n x", *texts, *texts]:
         assert encode(text) == tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def test_shelves_hold_each_training_file_and_word_once():
+    corpus = read_corpus()
+    shelves = corpus.shelves(3_000_000)
+    assert len(shelves) > 1
+    names = [source.name for shelf in shelves for source in shelf.of("train")]
+    assert sorted(names) == [source.name for source in corpus.of("train")]
+    assert sorted(word for shelf in shelves for word in shelf.words("train")) == list(corpus.words("train"))
