@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -40,7 +42,16 @@ _MAKERS: list[RowMaker] = []
 
 
 def _take_maker(maker: RowMaker) -> None:
+    threading.Thread(target=_end_with_the_trainer, daemon=True).start()
     _MAKERS[:] = [maker]
+
+
+def _end_with_the_trainer() -> None:
+    """A trainer that is killed tells its processes nothing: they would wait for orders for ever."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
+    os._exit(1)
 
 
 def _made(level: Level, step: int, numbers: range) -> list[Row]:

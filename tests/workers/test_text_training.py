@@ -5,6 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,3 +257,46 @@ def test_shelves_hold_each_training_file_and_word_once():
     names = [source.name for shelf in shelves for source in shelf.of("train")]
     assert sorted(names) == [source.name for source in corpus.of("train")]
     assert sorted(word for shelf in shelves for word in shelf.words("train")) == list(corpus.words("train"))
+
+
+KILLED = """
+import os, signal, sys
+from tests.workers.test_text_training import StandIn
+from workers.row_makers import row_makers
+from workers.text_curriculum import LEVELS
+
+if __name__ == "__main__":
+    with row_makers(StandIn(), 2) as order:
+        ordered = [order(LEVELS[0], step, 4) for step in range(3)]
+        print(*sorted({row for rows in ordered for row in rows()}), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+class StandIn:
+    """Of a row, says which process made it."""
+
+    def rows(self, _level: object, _step: int, numbers: range) -> list[int]:
+        return [os.getpid() for _ in numbers]
+
+
+def test_processes_that_make_rows_do_not_outlive_a_killed_trainer(tmp_path):
+    program = tmp_path / "killed.py"
+    program.write_text(KILLED)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment, timeout=120)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    makers = [int(process) for process in ended.stdout.split()]
+    assert makers
+    deadline = time.monotonic() + 30
+    while any(is_running(process) for process in makers):
+        assert time.monotonic() < deadline, "still there"
+        time.sleep(0.1)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is such a process, one that has ended but was not waited for left out."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
