@@ -1,9 +1,9 @@
 """Attention and spectrogram without ever writing the attention: two Triton kernels in the place of ``watching.attend``.
 
 The first is flash attention that also stores the log-sum-exp of every query. With it the second knows every weight
-without asking another query or slot: a program takes a few slots of a lane, walks over the queries hop by hop, computes
-the weights anew from queries and keys, averages them over the query heads, and keeps the moving average over the
-frames' magnitudes (spec 3.1 and 3.2) in registers. So a block reads queries, keys and values, writes its output and the
+without asking another query or slot: a program takes a few slots of a lane, walks over the queries by blocks of four
+hops, computes the weights anew from queries and keys, averages them over the query heads, and keeps the moving average
+over the frames' magnitudes (spec 3.1 and 3.2) in registers. So a block reads queries, keys and values, writes its output and the
 trace, and nothing that is as large as queries times slots.
 
 Shapes: B rows, H KV heads, r query heads per KV head, n queries, K slots, d head size; L = B * H lanes.
@@ -40,7 +40,7 @@ def can_serve(query: Tensor, slots: Slots, options: AttentionOptions, spectrum: 
     is_plain = options.softcap is None and options.sinks is None and options.sliding_window is None
     pending = slots.trace.shape[-1] - spectrum.num_bins
     is_aligned = spectrum.hop == HOP == pending and query.shape[2] % HOP == 0
-    return is_plain and is_aligned and size == values_size and size in HEAD_SIZES and not torch.is_grad_enabled()
+    return is_plain and is_aligned and size == values_size and size in HEAD_SIZES
 
 
 def attend_and_observe(

@@ -27,7 +27,7 @@ HIDDEN_SIZES = frozenset({16, 32, 64, 128})
 
 def can_serve(settings: NammSettings) -> bool:
     """Whether the kernels compute just this; the portable path computes all."""
-    return settings.num_features <= WIDTH and settings.hidden_size in HIDDEN_SIZES and not torch.is_grad_enabled()
+    return settings.num_features <= WIDTH and settings.hidden_size in HIDDEN_SIZES
 
 
 def importances(

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tests.workers.memory.tiny import drive, held_positions, largest_difference, random_ids
+from workers.memory.attention import memory_attached
 from workers.memory.features import SpectralSums
 from workers.memory.memory import LayerView
 from workers.memory.namm import Namm
@@ -205,3 +206,21 @@ def test_a_prompt_is_read_as_without_kernels(heads, cap, count, monkeypatch):
     assert torch.equal(ours.row_state_bytes(), theirs.row_state_bytes())
     assert len(unsettled) == 2 * 3  # of four updates in the first call the last is settled at once, in each layer
     assert any(min(held.kept.wait()) < max(held.kept.wait()) for held in unsettled) or heads == "even"
+
+
+def test_a_gradient_is_taken_as_without_kernels(monkeypatch):
+    """Kernels know none: where one is wanted, none of them may stand in the way."""
+    settings = NammSettings(update_every=32, cap=20)
+    genome = 0.5 * torch.randn(1, settings.genome_size, generator=torch.Generator().manual_seed(2))
+    memory = Namm(settings, genome.to(DEVICE), Normalisation((0.02,) * settings.num_bins, (0.001,) * settings.num_bins))
+    model, ids = wide_model(), random_ids(1, 80).to(DEVICE)
+    found = []
+    for has_kernels in (False, True):
+        monkeypatch.setattr("workers.memory.kernels.can_run", lambda _, has_kernels=has_kernels: has_kernels)
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+        with memory_attached(model, memory) as cache:
+            logits = model(inputs_embeds=embedded, past_key_values=cache, use_cache=True).logits
+        found.append(torch.autograd.grad(logits[:, -1].square().sum(), embedded)[0])
+    expected, ours = found
+    assert float(expected[:, :32].abs().max()) > 0  # tokens that outlived an eviction have their share in it
+    assert largest_difference(ours, expected) < 1e-4
