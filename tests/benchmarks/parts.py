@@ -19,27 +19,36 @@ import torch
 from workers.memory import attention, namm, watching
 from workers.memory.features import SpectralSums
 from workers.memory.meter import Meter
+from workers.memory.open_slots import OpenSlots
 from workers.memory.packed import PackedSlots
 from workers.memory.slots import Slots
+from workers.memory.unsettled import UnsettledSlots
 
 Wrapped = tuple[Any, str]
 PARTS: dict[str, list[Wrapped]] = {
-    "attention": [(watching, "attend"), (watching, "attend_packed"), (watching, "attend_unwatched")],
+    "attention": [
+        (watching, "attend"),
+        (watching, "attend_packed"),
+        (watching, "attend_unwatched"),
+        (OpenSlots, "attend"),
+    ],
     "features": [(SpectralSums, "__init__"), (SpectralSums, "take_in"), (namm.Namm, "features"), (watching, "told")],
     "scorer": [(namm, "importances")],
     "selection": [(namm, "select_wanted")],
     "storage": [
         *((Slots, name) for name in ("append", "select", "with_trace")),
+        *((UnsettledSlots, name) for name in ("append", "settled", "with_trace")),
         *((PackedSlots, name) for name in ("append", "at_work", "in_view", "with_recent")),
         (attention, "at_rest"),
         *((Meter, name) for name in ("appended", "evicted")),
     ],
 }
 if importlib.util.find_spec("triton"):
-    from workers.memory import fused_attention, fused_scorer
+    from workers.memory import fused_attention, fused_scorer, fused_selection
 
     PARTS["attention"].append((fused_attention, "attend_and_observe"))  # spectrum included: it cannot be told apart
     PARTS["scorer"].append((fused_scorer, "importances"))  # with the other features
+    PARTS["storage"] += [(fused_selection, "places"), (fused_selection, "gathered")]
 MODEL = "model"
 OWN = ("features", "scorer", "selection", "storage")
 """The memory's own work."""

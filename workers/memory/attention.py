@@ -63,18 +63,25 @@ def memory_attention(
         )
     options = AttentionOptions.of_call(module, query.shape[-1], scaling, kwargs)
     layer.options = options
-    seen, new = layer.seen_tokens, query.shape[2]
     padding = layer.cache.padding
-    padding.read(attention_mask, query.shape[0], seen)
+    padding.read(attention_mask, query.shape[0], layer.seen_tokens)
     if any(padding.by_row) and layer.cache.memory.num_genomes > 1:
         raise UnsupportedUseError("a block of genomes takes no padded batches: group prompts of equal length")
     layer.cache.layer_begins(layer.index)
-    output: Tensor | None = None
+    # Kernels are launched, and events recorded, on the current device, wherever their tensors are.
+    with torch.cuda.device_of(query):
+        output = attended(layer, query, key, value, options)
+    layer.cache.layer_ends(layer.index)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def attended(layer: MemoryLayer, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
+    """Attention ``[B, H * r, n, d]`` of the new tokens of all rows, each cohort by itself."""
     if layer.open is not None:
-        output = layer.open.attend(query, key, value, options)
-        layer.cache.layer_ends(layer.index)
-        return output.transpose(1, 2).contiguous(), None
-    for cohort in padding.cohorts(query.device):
+        return layer.open.attend(query, key, value, options)
+    seen, new = layer.seen_tokens, query.shape[2]
+    output: Tensor | None = None
+    for cohort in layer.cache.padding.cohorts(query.device):
         if cohort.rows is None:
             output = sweep(layer, cohort, query, key, value, options)
             break
@@ -86,8 +93,7 @@ def memory_attention(
             output[cohort.rows, :, first:] = sweep(layer, cohort, queries, keys, values, options)
     assert output is not None
     layer.seen_tokens += new
-    layer.cache.layer_ends(layer.index)
-    return output.transpose(1, 2).contiguous(), None
+    return output
 
 
 def sweep(

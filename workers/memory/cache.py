@@ -110,20 +110,29 @@ class MemoryLayer(CacheLayerMixin):
             left = held.row_tokens - new_tokens * held.positions.shape[1]
             meter.evicted(former - left, held, cohort)
         meter.appended(held, new_tokens, cohort, len(self.cache.padding.by_row))
-        return self.evict(held, cohort, seen_tokens, following) if self.cache.is_due(seen_tokens) else held
+        if not self.cache.is_due(seen_tokens):
+            return held
+        slots, keep = self._decided(held, seen_tokens)
+        assert self.options is not None
+        if self.cache.listener is None and can_go_on_unsettled(following, slots, self.options, self.cache.memory):
+            return UnsettledSlots.of(slots, keep, following.shape[2])
+        return self._dropped(slots, keep, cohort, following.shape[2])
 
-    def evict(
-        self, held: Slots | PackedSlots, cohort: Cohort, seen_tokens: int, following: Tensor
-    ) -> Slots | UnsettledSlots:
+    def evict(self, held: Slots | PackedSlots, cohort: Cohort, seen_tokens: int) -> Slots:
         """Let the memory decide, and drop what it does not keep."""
-        slots, memory, room = told(held, self.cache.memory), self.cache.memory, following.shape[2]
+        return self._dropped(*self._decided(held, seen_tokens), cohort)
+
+    def _decided(self, held: Slots | PackedSlots, seen_tokens: int) -> tuple[Slots, Tensor]:
+        """The slots, told of all attention, and which the memory keeps of them, bool ``[B, H, K]``."""
+        slots = told(held, self.cache.memory)
         view = LayerView(self.index, seen_tokens, slots.keys, slots.values, slots.positions, slots.trace)
-        decision = memory.decide(view)
+        decision = self.cache.memory.decide(view)
         if self.cache.listener is not None:
             self.cache.listener(view, decision)
-        elif self.options is not None and can_go_on_unsettled(following, slots, self.options, memory):
-            return UnsettledSlots.of(slots, decision.keep, room)
-        kept = slots.select(decision.keep, room)
+        return slots, decision.keep
+
+    def _dropped(self, slots: Slots, keep: Tensor, cohort: Cohort, room: int = 0) -> Slots:
+        kept = slots.select(keep, room)
         self.cache.meter.evicted(slots.row_tokens - kept.row_tokens, slots, cohort)
         return kept
 
@@ -227,9 +236,8 @@ class MemoryCache(Cache):
             layer.follow(former)
             slots = former.held.repeat(copies)
             if branched.is_due(layer.seen_tokens):
-                evicted = layer.evict(slots, everyone, layer.seen_tokens, following=slots.keys[:, :, :0])
-                assert isinstance(evicted, Slots)
-                slots = evicted
+                with torch.cuda.device_of(slots.keys):
+                    slots = layer.evict(slots, everyone, layer.seen_tokens)
             layer.cohorts = {0: at_rest(slots)}
         return branched
 

@@ -3,8 +3,8 @@
 The first is flash attention that also stores the log-sum-exp of every query. With it the second knows every weight
 without asking another query or slot: a program takes a few slots of a lane, walks over the queries by blocks of four
 hops, computes the weights anew from queries and keys, averages them over the query heads, and keeps the moving average
-over the frames' magnitudes (spec 3.1 and 3.2) in registers. So a block reads queries, keys and values, writes its output and the
-trace, and nothing that is as large as queries times slots.
+over the frames' magnitudes (spec 3.1 and 3.2) in registers. So a block reads queries, keys and values, writes its
+output and the trace, and nothing that is as large as queries times slots.
 
 Shapes: B rows, H KV heads, r query heads per KV head, n queries, K slots, d head size; L = B * H lanes.
 """

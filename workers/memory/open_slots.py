@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workers.memory.options import AttentionOptions
 from workers.memory.slots import Slots
-from workers.memory.watching import RIPE_ROWS, average, softmax
+from workers.memory.watching import RIPE_ROWS, average, lane_sinks, scaled, scores_of, softmax
 
 
 class Places:
@@ -64,7 +64,7 @@ class OpenSlots:
         if reads_attention:
             rows = held.trace.new_zeros(*held.positions.shape[:2], RIPE_ROWS, first + room)
             rows[:, :, : held.num_recent, :first] = held.recent_rows()
-        return OpenSlots(_beginning(held, buffers, first), first, places, rows)
+        return OpenSlots(held.in_buffers(buffers, first), first, places, rows)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """Take in one token, ``key`` and ``value [B, H, 1, d]``, and attend: ``query [B, H * r, 1, d]`` likewise."""
@@ -75,16 +75,10 @@ class OpenSlots:
         values.index_copy_(2, place, value)
         num_rows, heads, _, size = key.shape
         lanes = num_rows * heads
-        is_exact = query.dtype == torch.float32  # rounded where watching.attend rounds
-        queries = (query * options.scaling if is_exact else query).reshape(lanes, -1, size)
-        scores = torch.bmm(queries, keys.flatten(0, 1).transpose(1, 2))
-        if not is_exact:
-            scores = scores * options.scaling
-        if options.softcap is not None:
-            scores = torch.tanh(scores / options.softcap) * options.softcap
+        queries = scaled(query, options).reshape(lanes, -1, size)
+        scores = scores_of(torch.bmm(queries, keys.flatten(0, 1).transpose(1, 2)), options)
         scores[..., self.first :].masked_fill_(self.places.open(), -torch.inf)
-        sinks = None if options.sinks is None else options.sinks.view(heads, -1).repeat(num_rows, 1)[..., None, None]
-        weights = softmax(scores[:, :, None], sinks)
+        weights = softmax(scores[:, :, None], lane_sinks(options.sinks, heads, slice(0, lanes)))
         output = torch.bmm(weights[:, :, 0].to(values.dtype), values.flatten(0, 1))
         if self.rows is not None:
             paid = weights.new_empty(lanes, 1, keys.shape[2])
@@ -92,15 +86,9 @@ class OpenSlots:
             self.rows.index_copy_(2, self.places.row, paid.view(num_rows, heads, 1, -1))
         return output.view(num_rows, -1, 1, output.shape[-1])
 
-    def grown(self, num_recent: int) -> Slots:
-        """With the token of the last call among the slots, of whose attention ``num_recent`` rows are not told yet."""
+    def grown(self) -> Slots:
+        """With the token of the last call among the slots, and its row of attention among those not told yet."""
         assert self.slots.buffers is not None
         count = self.slots.num_slots + 1
-        recent = () if self.rows is None else (self.rows[:, :, :num_recent, :count],)
-        return replace(_beginning(self.slots, self.slots.buffers, count), recent=recent)
-
-
-def _beginning(held: Slots, buffers: tuple[Tensor, Tensor, Tensor], count: int) -> Slots:
-    """The first ``count`` tokens of buffers."""
-    keys, values, positions = (buffer[:, :, :count] for buffer in buffers)
-    return replace(held, keys=keys, values=values, positions=positions, buffers=buffers)
+        recent = () if self.rows is None else (self.rows[:, :, : self.slots.num_recent + 1, :count],)
+        return replace(self.slots.in_buffers(self.slots.buffers, count), recent=recent)

@@ -8,7 +8,6 @@ those are full or an update is due, the next token is decoded plainly or another
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +47,10 @@ class Decoder:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Logits ``[B, vocabulary]`` after the tokens ``ids`` (int64 ``[B, 1]``)."""
+        with torch.cuda.device_of(ids):  # a graph is recorded and replayed on the current device
+            return self._logits(ids)
+
+    def _logits(self, ids: Tensor) -> Tensor:
         self._num_decoded += 1
         if self._recorder is not None and self._num_decoded > PLAIN_TOKENS and self._is_replayable():
             if self._recording is None or not self._recording.can_go_on():
@@ -91,13 +94,11 @@ class _Recording:
         seen, every = cache.get_seq_length(), cache.memory.update_every
         first = self._slots(0)
         room = max(LEAST_PLACES, max(self._slots(index).num_slots for index in range(len(cache.layers))) // 32)
-        self._room = room if every is None else min(room, every - 1 - seen % every)
-        self._num_recent, num_rows, device = first.num_recent, first.keys.shape[0], first.keys.device
-        self._places = Places(self._room, device)
+        num_rows, device = first.keys.shape[0], first.keys.device
+        self._places = Places(room if every is None else min(room, every - 1 - seen % every), device)
         self._ids = torch.zeros(num_rows, 1, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, 1, dtype=torch.int64, device=device)
         self._open: list[OpenSlots] = []
-        self._taken = 0
         self._call: Call | None = None
         del first
         for index, layer in enumerate(cache.layers):  # one by one, so that no more than one layer is held twice
@@ -120,15 +121,20 @@ class _Recording:
     def can_go_on(self) -> bool:
         """Whether there is room, and nobody else has fed the cache since."""
         is_ours = all(layer.held is one.slots for layer, one in zip(self._cache.layers, self._open, strict=True))
-        return is_ours and self._taken < self._room
+        return is_ours and self._num_taken < self._places.room
+
+    @property
+    def _num_taken(self) -> int:
+        """Places that have a token, in every layer."""
+        return self._open[0].slots.num_slots - self._open[0].first
 
     def step(self, ids: Tensor) -> Tensor:
         """Feed a token ``ids [B, 1]``; logits ``[B, vocabulary]``."""
         assert self._call is not None
         self._ids.copy_(ids)
         self._position.fill_(self._cache.get_seq_length())
-        self._places.token.fill_(self._taken)
-        self._places.row.fill_(self._num_recent)
+        self._places.token.fill_(self._num_taken)
+        self._places.row.fill_(self._open[0].slots.num_recent)
         logits = self._call().clone()
         self._account()
         return logits
@@ -137,10 +143,10 @@ class _Recording:
         layers = self._cache.layers
         for layer, open_slots in zip(layers, self._open, strict=True):
             layer.open = open_slots
-        arguments: dict[str, Any] = {"position_ids": self._position.expand(len(self._ids), 1)}
+        positions = self._position.expand(len(self._ids), 1)
         try:
             logits: Tensor = self._model(
-                input_ids=self._ids, past_key_values=self._cache, use_cache=True, **arguments
+                input_ids=self._ids, position_ids=positions, past_key_values=self._cache, use_cache=True
             ).logits[:, -1]
             return logits
         finally:
@@ -149,19 +155,15 @@ class _Recording:
 
     def _account(self) -> None:
         """What a plain call would have noted on the host."""
-        self._taken += 1
-        self._num_recent += 1
-        cache, everyone, is_ripe = self._cache, Cohort(0, None), self._num_recent == RIPE_ROWS
+        cache, everyone = self._cache, Cohort(0, None)
         for layer, open_slots in zip(cache.layers, self._open, strict=True):
-            grown = open_slots.grown(self._num_recent)
-            if is_ripe and open_slots.rows is not None:
+            grown = open_slots.grown()
+            if grown.num_recent >= RIPE_ROWS:
                 grown = told(grown, cache.memory)
             open_slots.slots = grown
             layer.cohorts = {0: grown}
             layer.seen_tokens += 1
             cache.meter.appended(grown, 1, everyone, len(self._ids))
-        if is_ripe:
-            self._num_recent = 0
 
 
 def cuda_graph(call: Call) -> Call:

@@ -78,7 +78,11 @@ class Slots:
         for buffer, added in zip(buffers, (keys, values), strict=False):
             buffer.narrow(2, held, new).copy_(added)
         buffers[2][:, :, held : held + new] = positions
-        keys, values, positions = (buffer.narrow(2, 0, held + new) for buffer in buffers)
+        return self.in_buffers(buffers, held + new)
+
+    def in_buffers(self, buffers: tuple[Tensor, Tensor, Tensor], count: int) -> Slots:
+        """With the first ``count`` tokens of buffers in the place of its own."""
+        keys, values, positions = (buffer.narrow(2, 0, count) for buffer in buffers)
         return replace(self, keys=keys, values=values, positions=positions, buffers=buffers)
 
     def moved(self, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,8 +107,7 @@ class Slots:
             *buffers, trace = kernels.gathered(
                 order, by_lane, longest, room, self.keys, self.values, self.positions, self.trace
             )
-            keys, values, positions = (buffer[:, :, :longest] for buffer in buffers)
-            return Slots(keys, values, positions, trace, empty, buffers=tuple(buffers) if room else None)
+            return replace(self, trace=trace, empty=empty, recent=()).in_buffers(tuple(buffers), longest)
         rows, heads, num_slots = keep.shape
         empty, longest = _alignment(keep.flatten(0, 1).sum(-1))
         total = longest * len(empty) - sum(empty)

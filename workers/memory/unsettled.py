@@ -63,8 +63,7 @@ class UnsettledSlots:
         *buffers, trace = kernels.gathered(
             order, counts, padded, room, slots.keys, slots.values, slots.positions, slots.trace
         )
-        keys, values, positions = (buffer[:, :, :padded] for buffer in buffers)
-        moved = Slots(keys, values, positions, trace, slots.empty, buffers=(buffers[0], buffers[1], buffers[2]))
+        moved = slots.with_trace(trace).in_buffers((buffers[0], buffers[1], buffers[2]), padded)
         return UnsettledSlots(moved, padded - counts, padded, kept, slots.row_tokens)
 
     def append(self, keys: Tensor, values: Tensor, first_position: int) -> UnsettledSlots:

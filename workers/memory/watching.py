@@ -124,25 +124,18 @@ def attend(
     rows, query_heads, num_queries, size = query.shape
     heads = slots.keys.shape[1]
     group = query_heads // heads
-    # Scaled before the product where that rounds no more than after it: there are fewer queries than scores.
-    is_exact = query.dtype == torch.float32
-    queries = (query * options.scaling if is_exact else query).reshape(rows * heads, group, num_queries, size)
+    queries = scaled(query, options).reshape(rows * heads, group, num_queries, size)
     keys, values = slots.keys.flatten(0, 1), slots.values.flatten(0, 1)
     output = query.new_empty(rows * heads, group, num_queries, values.shape[-1])
     for tile in tiles(slots, num_queries, group):
         chosen = queries[tile.lanes, :, tile.queries]
         lanes, _, count, _ = chosen.shape
-        scores = torch.bmm(
-            chosen.reshape(lanes, group * count, size), keys[tile.lanes, tile.columns].transpose(1, 2)
-        ).view(lanes, group, count, -1)
-        if not is_exact:
-            scores = scores * options.scaling
-        if options.softcap is not None:
-            scores = torch.tanh(scores / options.softcap) * options.softcap
+        products = torch.bmm(chosen.reshape(lanes, group * count, size), keys[tile.lanes, tile.columns].transpose(1, 2))
+        scores = scores_of(products.view(lanes, group, count, -1), options)
         mask = hidden(slots, tile, first_query, options.sliding_window)
         if mask is not None:
             scores[..., scores.shape[-1] - mask.shape[-1] :].masked_fill_(mask[:, None], -torch.inf)
-        weights = softmax(scores, _lane_sinks(options.sinks, heads, tile.lanes))
+        weights = softmax(scores, lane_sinks(options.sinks, heads, tile.lanes))
         mixed = torch.bmm(weights.to(values.dtype).flatten(1, 2), values[tile.lanes, tile.columns])
         output[tile.lanes, :, tile.queries] = mixed.view(lanes, group, count, -1)
         if observer is not None:
@@ -151,7 +144,18 @@ def attend(
     return output.view(rows, query_heads, num_queries, -1)
 
 
-def _lane_sinks(sinks: Tensor | None, heads: int, lanes: slice) -> Tensor | None:
+def scaled(query: Tensor, options: AttentionOptions) -> Tensor:
+    """Queries before the product, where that rounds no more than after it: there are fewer queries than scores."""
+    return query * options.scaling if query.dtype == torch.float32 else query
+
+
+def scores_of(products: Tensor, options: AttentionOptions) -> Tensor:
+    """Of products of :func:`scaled` queries with keys: scaled by now, and capped."""
+    scores = products if products.dtype == torch.float32 else products * options.scaling
+    return scores if options.softcap is None else torch.tanh(scores / options.softcap) * options.softcap
+
+
+def lane_sinks(sinks: Tensor | None, heads: int, lanes: slice) -> Tensor | None:
     """``[l, r, 1, 1]`` of a tile's lanes from the ``[H * r]`` of the layer."""
     if sinks is None:
         return None
@@ -234,11 +238,11 @@ def watch(
         return output, told(held, memory) if held.num_recent >= RIPE_ROWS else held
     spectrum = memory.spectrum
     kernels = kernels_for(query, "fused_attention")
-    slots = held if kernels is not None and not held.recent else told(held, memory)
-    if spectrum is not None and kernels is not None and kernels.can_serve(query, slots, options, spectrum):
-        output, trace = kernels.attend_and_observe(query, slots, options, spectrum)
-        return output, slots.with_trace(trace)
-    slots = told(slots, memory)
+    held = told(held, memory) if held.recent else held
+    if spectrum is not None and kernels is not None and kernels.can_serve(query, held, options, spectrum):
+        output, trace = kernels.attend_and_observe(query, held, options, spectrum)
+        return output, held.with_trace(trace)
+    slots = told(held, memory)
     if spectrum is not None:
         sums = SpectralSums(slots.trace, num_queries, spectrum)
         output = attend(query, slots, first_query, options, sums)
@@ -286,18 +290,15 @@ def attend_packed(
         return attend(query, slots, first_query, options, gathered), gathered.attention
     num_rows, heads = held.tail.positions.shape[:2]
     lanes, size, longest, tail = num_rows * heads, query.shape[-1], held.longest, held.tail
-    is_exact = query.dtype == torch.float32
-    queries = (query * options.scaling if is_exact else query).reshape(lanes, -1, size)
-    scores = queries.new_full((lanes, queries.shape[1], longest + tail.num_slots), -torch.inf)
-    torch.bmm(queries, tail.keys.flatten(0, 1).transpose(1, 2), out=scores[..., longest:])
+    queries = scaled(query, options).reshape(lanes, -1, size)
+    products = queries.new_full((lanes, queries.shape[1], longest + tail.num_slots), -torch.inf)
+    torch.bmm(queries, tail.keys.flatten(0, 1).transpose(1, 2), out=products[..., longest:])
     for lane, (start, stop) in enumerate(held.spans()):
-        torch.mm(queries[lane], held.keys[start:stop].T, out=scores[lane, :, longest + start - stop : longest])
-    if not is_exact:
-        scores = scores * options.scaling
+        torch.mm(queries[lane], held.keys[start:stop].T, out=products[lane, :, longest + start - stop : longest])
+    scores = scores_of(products, options)
     if options.softcap is not None:
-        capped = torch.tanh(scores / options.softcap) * options.softcap
-        scores = capped.masked_fill_(scores == -torch.inf, -torch.inf)
-    weights = softmax(scores[:, :, None], _lane_sinks(options.sinks, heads, slice(0, lanes)))
+        scores = scores.masked_fill_(products == -torch.inf, -torch.inf)
+    weights = softmax(scores[:, :, None], lane_sinks(options.sinks, heads, slice(0, lanes)))
     mixing = weights[:, :, 0].to(held.values.dtype)
     output = torch.bmm(mixing[..., longest:], tail.values.flatten(0, 1))
     for lane, (start, stop) in enumerate(held.spans()):
