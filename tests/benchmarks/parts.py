@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 
-from workers.memory import attention, namm, watching
+from workers.memory import ahead, attention, namm, watching
 from workers.memory.features import SpectralSums
 from workers.memory.meter import Meter
 from workers.memory.open_slots import OpenSlots
 from workers.memory.packed import PackedSlots
 from workers.memory.slots import Slots
-from workers.memory.unsettled import UnsettledSlots
 
 Wrapped = tuple[Any, str]
 PARTS: dict[str, list[Wrapped]] = {
@@ -37,9 +36,9 @@ PARTS: dict[str, list[Wrapped]] = {
     "selection": [(namm, "select_wanted")],
     "storage": [
         *((Slots, name) for name in ("append", "select", "with_trace")),
-        *((UnsettledSlots, name) for name in ("append", "settled", "with_trace")),
         *((PackedSlots, name) for name in ("append", "at_work", "in_view", "with_recent")),
         (attention, "at_rest"),
+        *((ahead, name) for name in ("_lay_out", "_account", "_settled")),
         *((Meter, name) for name in ("appended", "evicted")),
     ],
 }
@@ -48,7 +47,7 @@ if importlib.util.find_spec("triton"):
 
     PARTS["attention"].append((fused_attention, "attend_and_observe"))  # spectrum included: it cannot be told apart
     PARTS["scorer"].append((fused_scorer, "importances"))  # with the other features
-    PARTS["storage"] += [(fused_selection, "places"), (fused_selection, "gathered")]
+    PARTS["storage"] += [(fused_selection, "moved")]
 MODEL = "model"
 OWN = ("features", "scorer", "selection", "storage")
 """The memory's own work."""
@@ -89,6 +88,7 @@ def measured_parts(device: torch.device) -> Iterator[dict[str, float]]:
 
         return timed
 
+    recorded_lanes, ahead.RECORDED_LANES = ahead.RECORDED_LANES, 0  # a recording cannot be looked into
     originals = [(owner, name, owner.__dict__[name], part) for part, names in PARTS.items() for owner, name in names]
     for owner, name, function, part in originals:
         setattr(owner, name, wrapped(function, part))
@@ -97,4 +97,5 @@ def measured_parts(device: torch.device) -> Iterator[dict[str, float]]:
     finally:
         for owner, name, function, _ in originals:
             setattr(owner, name, function)
+        ahead.RECORDED_LANES = recorded_lanes
         seconds[MODEL] += clock() - started

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
+from workers.memory.ahead import sweep_ahead, tokens_ahead
 from workers.memory.cache import MemoryCache, MemoryLayer, UpdateListener, drop_staged_layer, take_staged_layer
 from workers.memory.compiling import outside_graphs
 from workers.memory.errors import UnsupportedUseError
@@ -26,9 +27,9 @@ from workers.memory.options import AttentionOptions
 from workers.memory.packed import at_rest
 from workers.memory.padding import Cohort
 from workers.memory.room import explain_lack_of_room
+from workers.memory.slots import Slots
 from workers.memory.support import require_support, switch_attention
-from workers.memory.unsettled import UnsettledSlots
-from workers.memory.watching import AnySlots, watch
+from workers.memory.watching import watch
 
 IMPLEMENTATION = "namm"
 """Name of our functions in transformers' registries."""
@@ -100,20 +101,27 @@ def sweep(
     layer: MemoryLayer, cohort: Cohort, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
 ) -> Tensor:
     """Attention ``[B, H * r, n, d]`` of the new tokens of some rows, evicting on the way; shapes without padding."""
-    memory = layer.cache.memory
-    held: AnySlots = layer.held_by(cohort, key, value)
+    memory, num_queries = layer.cache.memory, query.shape[2]
+    held = layer.held_by(cohort, key, value)
     seen = max(0, layer.seen_tokens - cohort.padding)
-    outputs = []
-    parts = list(blocks(seen, query.shape[2], memory.update_every))
-    for (start, stop), (_, next_stop) in zip(parts, [*parts[1:], parts[-1]], strict=True):
+    outputs, start = [], 0
+    while start < num_queries:
+        _, stop = next(blocks(seen, num_queries - start, memory.update_every))
+        block = slice(start, start + stop)
         # A single token is attended to where the others lie; for more it pays to unpack them.
-        held = held if stop - start == 1 else held.at_work()
-        held = held.append(key[:, :, start:stop], value[:, :, start:stop], seen)
-        output, held = watch(query[:, :, start:stop], held, seen, options, memory)
-        outputs.append(output)
-        seen += stop - start
-        held = layer.take_up(held, cohort, seen, stop - start, following=query[:, :, stop:next_stop])
-    assert not isinstance(held, UnsettledSlots), "nothing follows the last block"
+        held = held if stop == 1 else held.at_work()
+        if isinstance(held, Slots) and (ahead := tokens_ahead(layer, held, query[:, :, start:], seen, options)):
+            block = slice(start, start + ahead)
+            tensors = (query[:, :, block], key[:, :, block], value[:, :, block])
+            output, held = sweep_ahead(layer, cohort, held, seen, *tensors, options)
+            seen += ahead
+        else:
+            held = held.append(key[:, :, block], value[:, :, block], seen)
+            output, held = watch(query[:, :, block], held, seen, options, memory)
+            seen += stop
+            held = layer.take_up(held, cohort, seen, stop)
+        start = block.stop
+        outputs.append(output if start == num_queries else output.clone())  # a recorded sweep writes to one place
     layer.cohorts[cohort.padding] = at_rest(held)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 

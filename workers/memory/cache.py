@@ -24,8 +24,7 @@ from workers.memory.options import AttentionOptions
 from workers.memory.packed import PackedSlots, at_rest, joined
 from workers.memory.padding import Cohort, Padding
 from workers.memory.slots import Slots
-from workers.memory.unsettled import UnsettledSlots
-from workers.memory.watching import AnySlots, can_go_on_unsettled, told
+from workers.memory.watching import told
 
 UpdateListener = Callable[[LayerView, Decision], None]
 
@@ -99,40 +98,21 @@ class MemoryLayer(CacheLayerMixin):
         held = self.cohorts.get(cohort.padding)
         return held or Slots.nothing(keys, values, self.cache.memory.empty_trace_channels())
 
-    def take_up(self, held: AnySlots, cohort: Cohort, seen_tokens: int, new_tokens: int, following: Tensor) -> AnySlots:
-        """After the attention of a block that ends at ``seen_tokens``: account for it, and update if one is due.
-
-        ``following [B, H * r, n, d]`` are the queries of the block that comes next, with as many tokens.
-        """
-        meter = self.cache.meter
-        if isinstance(held, UnsettledSlots):
-            former, held = held.former_row_tokens, held.settled()
-            left = held.row_tokens - new_tokens * held.positions.shape[1]
-            meter.evicted(former - left, held, cohort)
-        meter.appended(held, new_tokens, cohort, len(self.cache.padding.by_row))
-        if not self.cache.is_due(seen_tokens):
-            return held
-        slots, keep = self._decided(held, seen_tokens)
-        assert self.options is not None
-        if self.cache.listener is None and can_go_on_unsettled(following, slots, self.options, self.cache.memory):
-            return UnsettledSlots.of(slots, keep, following.shape[2])
-        return self._dropped(slots, keep, cohort, following.shape[2])
+    def take_up(
+        self, held: Slots | PackedSlots, cohort: Cohort, seen_tokens: int, new_tokens: int
+    ) -> Slots | PackedSlots:
+        """After the attention of a block that ends at ``seen_tokens``: account for it, and update if one is due."""
+        self.cache.meter.appended(held, new_tokens, cohort, len(self.cache.padding.by_row))
+        return self.evict(held, cohort, seen_tokens) if self.cache.is_due(seen_tokens) else held
 
     def evict(self, held: Slots | PackedSlots, cohort: Cohort, seen_tokens: int) -> Slots:
         """Let the memory decide, and drop what it does not keep."""
-        return self._dropped(*self._decided(held, seen_tokens), cohort)
-
-    def _decided(self, held: Slots | PackedSlots, seen_tokens: int) -> tuple[Slots, Tensor]:
-        """The slots, told of all attention, and which the memory keeps of them, bool ``[B, H, K]``."""
         slots = told(held, self.cache.memory)
         view = LayerView(self.index, seen_tokens, slots.keys, slots.values, slots.positions, slots.trace)
         decision = self.cache.memory.decide(view)
         if self.cache.listener is not None:
             self.cache.listener(view, decision)
-        return slots, decision.keep
-
-    def _dropped(self, slots: Slots, keep: Tensor, cohort: Cohort, room: int = 0) -> Slots:
-        kept = slots.select(keep, room)
+        kept = slots.select(decision.keep)
         self.cache.meter.evicted(slots.row_tokens - kept.row_tokens, slots, cohort)
         return kept
 

@@ -29,7 +29,7 @@ HOP = 16
 ROWS = 64
 """Queries of a block of the second kernel: the side of a product on Hopper's tensor cores."""
 LOG2_E = 1.4426950408889634
-OBSERVED_SLOTS, OBSERVED_WARPS, OBSERVED_STAGES = 64, 4, 1
+OBSERVED_SLOTS, OBSERVED_WARPS, OBSERVED_STAGES, OBSERVED_REGISTERS = 64, 4, 1, None
 """Of the second kernel: what took least time on an H200 at 512 queries and 4,608 slots, among eight settings."""
 HEAD_SIZES = frozenset({16, 32, 64, 128, 256})
 
@@ -44,48 +44,44 @@ def can_serve(query: Tensor, slots: Slots, options: AttentionOptions, spectrum: 
 
 
 def attend_and_observe(
-    query: Tensor, slots: Slots, options: AttentionOptions, spectrum: NammSettings, empty: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, slots: Slots, options: AttentionOptions, spectrum: NammSettings, empty: Tensor | None = None,
+    output: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The output ``[B, H * r, n, d]`` and the new trace ``[B, H, K, bins + hop]``, where :func:`can_serve`.
 
     ``empty`` (int32 ``[L]``) tells how many slots before each head's first token are empty, where ``slots`` cannot.
+    The output is written to ``output`` where that is given, or lies in memory token by token.
     """
     rows, query_heads, num_queries, size = query.shape
     heads, num_slots = slots.positions.shape[1:]
     lanes, group = rows * heads, query_heads // heads
     keys, values = slots.keys.flatten(0, 1), slots.values.flatten(0, 1)
-    queries = query.reshape(rows * query_heads, num_queries, size)
     empty = _empty(slots.empty, query.device) if empty is None else empty
-    output = torch.empty_like(queries, memory_format=torch.contiguous_format)
+    if output is None:
+        output = query.new_empty(rows, num_queries, query_heads, size).transpose(1, 2)
     log_sums = torch.empty(rows * query_heads, num_queries, dtype=torch.float32, device=query.device)
     scale = options.scaling * LOG2_E
     precision = "ieee" if query.dtype == torch.float32 else "tf32"
     block = 128 if num_queries >= 128 and size <= 128 else 64 if num_queries >= 64 else 16
     _attend[(triton.cdiv(num_queries, block), rows * query_heads)](
-        queries, keys, values, output, log_sums, empty,
-        queries.stride(0), queries.stride(1), keys.stride(0), keys.stride(1), values.stride(0), values.stride(1),
-        num_queries, num_slots, scale,
+        query, keys, values, output, log_sums, empty,
+        *query.stride()[:3], *output.stride()[:3], keys.stride(0), keys.stride(1), values.stride(0), values.stride(1),
+        query_heads, num_queries, num_slots, scale,
         GROUP=group, SIZE=size, QUERIES=block, SLOTS=64, PRECISION=precision,
         num_warps=8 if block == 128 else 4, num_stages=2 if query.dtype == torch.float32 else 3,
     )  # fmt: skip
     trace = slots.trace.flatten(0, 1)
-    bins = spectrum.num_bins
-    observed = torch.empty(lanes, bins + HOP, num_slots, dtype=torch.float32, device=query.device)
+    observed = torch.empty(lanes, spectrum.num_bins + HOP, num_slots, dtype=torch.float32, device=query.device)
     # Attention is small: in float16 it is as exact as in tf32, when it is counted in thousandths.
     dtype, unit = (torch.float32, 1.0) if query.dtype == torch.float32 else (torch.float16, 1024.0)
-    columns = OBSERVED_SLOTS
-    _observe[(triton.cdiv(num_slots, columns), lanes)](
-        queries, keys, log_sums, trace, observed, empty, _basis(query.device, dtype),
-        queries.stride(0), queries.stride(1), keys.stride(0), keys.stride(1),
-        trace.stride(0), trace.stride(1), trace.stride(2),
-        num_queries, num_slots, trace.shape[1], scale, HOP * math.log2(spectrum.ema),
-        GROUP=group, SIZE=size, SLOTS=columns, STEP=HOP, ROWS=ROWS, UNIT=unit, PRECISION=precision,
-        num_warps=OBSERVED_WARPS, num_stages=OBSERVED_STAGES,
+    _observe[(triton.cdiv(num_slots, OBSERVED_SLOTS), lanes)](
+        query, keys, log_sums, trace, observed, empty, _basis(query.device, dtype),
+        *query.stride()[:3], keys.stride(0), keys.stride(1), trace.stride(0), trace.stride(1), trace.stride(2),
+        heads, num_queries, num_slots, trace.shape[1], scale, HOP * math.log2(spectrum.ema),
+        GROUP=group, SIZE=size, SLOTS=OBSERVED_SLOTS, STEP=HOP, ROWS=ROWS, UNIT=unit, PRECISION=precision,
+        num_warps=OBSERVED_WARPS, num_stages=OBSERVED_STAGES, maxnreg=OBSERVED_REGISTERS,
     )  # fmt: skip
-    return (
-        output.view(rows, query_heads, num_queries, size),
-        observed.transpose(1, 2).unflatten(0, (rows, heads)),
-    )
+    return output, observed.transpose(1, 2).unflatten(0, (rows, heads))
 
 
 @functools.lru_cache(maxsize=64)
@@ -96,7 +92,7 @@ def _empty(empty: tuple[int, ...], device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _basis(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """What takes a block of attention, and the hop before it, to its spectra, ``[2, ROWS + HOP, ROWS]``.
+    """What takes a block of attention, and the block before it, to its spectra, ``[2, 2 * ROWS, ROWS]``.
 
     Real and imaginary parts; a column is a frame and a bin. In the place of the lowest bin's imaginary part, which is
     zero, stands the real part of the highest.
@@ -104,13 +100,13 @@ def _basis(device: torch.device, dtype: torch.dtype) -> Tensor:
     basis = spectrum_basis(2 * HOP, torch.device("cpu"))
     parts = torch.stack([basis[:HOP], torch.cat([basis[HOP : HOP + 1], basis[HOP + 1 :]])])  # [2, bins, 2 * hop]
     older, newer = parts.transpose(1, 2).split(HOP, dim=1)
-    now, before = torch.zeros(2, ROWS, ROWS), torch.zeros(2, HOP, ROWS)
+    now, before = torch.zeros(2, 2, ROWS, ROWS).unbind()
     for start in range(0, ROWS, HOP):
         here = slice(start, start + HOP)
         now[:, here, here] = newer
         if start:
             now[:, start - HOP : start, here] = older
-    before[:, :, :HOP] = older
+    before[:, -HOP:, :HOP] = older
     return torch.cat([now, before], dim=1).to(device, dtype)
 
 
@@ -146,21 +142,22 @@ def _take_in(
     return higher, total * shrink + tl.sum(weights, 1), mixed
 
 
-@triton.jit(do_not_specialize=["num_queries", "num_slots"])
+@triton.jit(do_not_specialize=["query_heads", "num_queries", "num_slots"])
 def _attend(
     queries, keys, values, output, log_sums, empty,
-    query_lane, query_row, key_lane, key_row, value_lane, value_row,
-    num_queries, num_slots, scale,
+    query_batch, query_head, query_row, out_batch, out_head, out_row, key_lane, key_row, value_lane, value_row,
+    query_heads, num_queries, num_slots, scale,
     GROUP: tl.constexpr, SIZE: tl.constexpr, QUERIES: tl.constexpr, SLOTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries of one query head; ``scale`` is to the base 2, and so is what goes to ``log_sums``."""
     head = tl.program_id(1)
     lane = head // GROUP
+    batch, of_batch = (head // query_heads).to(tl.int64), head % query_heads
     row = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     channel = tl.arange(0, SIZE)
     is_query = row < num_queries
     q = tl.load(
-        queries + head.to(tl.int64) * query_lane + row[:, None] * query_row + channel[None, :],
+        queries + batch * query_batch + of_batch * query_head + row[:, None] * query_row + channel[None, :],
         mask=is_query[:, None], other=0.0,
     )  # fmt: skip
     newest = num_slots - num_queries
@@ -191,92 +188,94 @@ def _attend(
             scale, SIZE, SLOTS, PRECISION, True,
         )  # fmt: skip
     mixed = mixed / total[:, None]
-    out = output + (head.to(tl.int64) * num_queries + row[:, None]) * SIZE + channel[None, :]
+    out = output + batch * out_batch + of_batch * out_head + row[:, None] * out_row + channel[None, :]
     tl.store(out, mixed.to(output.dtype.element_ty), mask=is_query[:, None])
     tl.store(log_sums + head.to(tl.int64) * num_queries + row, highest + tl.log2(total), mask=is_query)
 
 
-@triton.jit(do_not_specialize=["trace_lane", "trace_slot", "trace_channel", "num_queries", "num_slots", "num_traced"])
+@triton.jit(
+    do_not_specialize=["trace_lane", "trace_slot", "trace_channel", "heads", "num_queries", "num_slots", "num_traced"]
+)
 def _observe(
     queries, keys, log_sums, trace, observed, empty, basis,
-    query_lane, query_row, key_lane, key_row, trace_lane, trace_slot, trace_channel,
-    num_queries, num_slots, num_traced, scale, log_decay,
+    query_batch, query_head, query_row, key_lane, key_row, trace_lane, trace_slot, trace_channel,
+    heads, num_queries, num_slots, num_traced, scale, log_decay,
     GROUP: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr,
     UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A few slots of one lane, over all queries: what :func:`features.observe` makes of their attention.
 
-    A block of ROWS queries is ROWS / STEP frames, of STEP bins each; the columns of a spectrum are frames and bins. The
-    moving average is kept apart by frame of a block, and added up at the end. Attention is counted in 1 / UNIT.
+    A block of ROWS queries is ROWS / STEP frames, of STEP bins each; the columns of a spectrum are frames and bins.
+    Every frame is weighed as at the end, and those of a block are added up there. Attention is counted in 1 / UNIT.
     """
     lane = tl.program_id(1)
+    batch = queries + (lane // heads).to(tl.int64) * query_batch
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
     channel = tl.arange(0, SIZE)
     column = tl.arange(0, ROWS)
-    frame = column // STEP
     is_lowest = (column % STEP == 0)[None, :]
     is_slot = slot < num_slots
-    is_held = is_slot & (slot >= tl.load(empty + lane))
+    first = tl.load(empty + lane)
+    is_held = is_slot & (slot >= first)
     k = tl.load(
         keys + lane.to(tl.int64) * key_lane + slot[:, None] * key_row + channel[None, :],
         mask=is_slot[:, None], other=0.0,
     )  # fmt: skip
     square = basis + column[:, None] * ROWS + column[None, :]
-    step = tl.arange(0, STEP)
-    real_now = tl.load(square)
-    imaginary_now = tl.load(square + (ROWS + STEP) * ROWS)
-    oblong = basis + ROWS * ROWS + step[:, None] * ROWS + column[None, :]
-    real_before = tl.load(oblong)
-    imaginary_before = tl.load(oblong + (ROWS + STEP) * ROWS)
-    # The trace: the moving average of all bins, then the last hop of attention.
+    real_now, real_before = tl.load(square), tl.load(square + ROWS * ROWS)
+    imaginary_now, imaginary_before = tl.load(square + 2 * ROWS * ROWS), tl.load(square + 3 * ROWS * ROWS)
+    # The trace: the moving average of all bins, then the last hop of attention, which ends the block before the first.
     state = trace + lane.to(tl.int64) * trace_lane + slot * trace_slot
     is_traced = slot < num_traced
-    average = UNIT * tl.load(
+    frames = num_queries // STEP
+    shrink = tl.exp2(log_decay * frames.to(tl.float32))
+    average = shrink * UNIT * tl.load(
         state[:, None] + column[None, :] * trace_channel, mask=is_traced[:, None] & (column < STEP)[None, :], other=0.0
-    )
-    last_average = UNIT * tl.load(state + STEP * trace_channel, mask=is_traced, other=0.0)
-    before = UNIT * tl.load(
-        state[:, None] + (STEP + 1 + step)[None, :] * trace_channel, mask=is_traced[:, None], other=0.0
-    )
+    )  # fmt: skip
+    highest = shrink * UNIT * tl.load(state + STEP * trace_channel, mask=is_traced, other=0.0)
+    pending = tl.load(
+        state[:, None] + (STEP + 1 + column - (ROWS - STEP))[None, :] * trace_channel,
+        mask=is_traced[:, None] & (column >= ROWS - STEP)[None, :], other=0.0,
+    )  # fmt: skip
+    before = (UNIT * pending).to(real_now.dtype)
     # Nobody sees a token before it is there, so its average stays zero until then.
     newest = num_slots - num_queries
-    first_block = tl.maximum(0, (tl.program_id(0) * SLOTS - newest) // ROWS)
-    is_vacant = (tl.program_id(0) + 1) * SLOTS <= tl.load(empty + lane)
-    for start in range(tl.where(is_vacant, num_queries, first_block * ROWS), num_queries, ROWS):
+    begin = tl.maximum(0, (tl.program_id(0) * SLOTS - newest) // ROWS) * ROWS
+    is_vacant = (tl.program_id(0) + 1) * SLOTS <= first
+    # From here on all queries see all slots, if none is empty.
+    plain_begin = tl.where(tl.program_id(0) * SLOTS < first, num_queries, (tl.program_id(0) + 1) * SLOTS - newest - 1)
+    for start in range(tl.where(is_vacant, num_queries, begin), num_queries, ROWS):
         row = start + column
         is_row = row < num_queries
-        seen = is_held[:, None] & (slot[:, None] <= newest + row[None, :])
         paid = tl.zeros([SLOTS, ROWS], tl.float32)
         for member in tl.static_range(GROUP):
             head = (lane * GROUP + member).to(tl.int64)
             q = tl.load(
-                queries + head * query_lane + row[:, None] * query_row + channel[None, :],
+                batch + (lane % heads * GROUP + member) * query_head + row[:, None] * query_row + channel[None, :],
                 mask=is_row[:, None], other=0.0,
             )  # fmt: skip
             log_sum = tl.load(log_sums + head * num_queries + row, mask=is_row, other=float("inf"))
-            scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
-            paid += tl.where(seen, tl.exp2(scores - log_sum[None, :]), 0.0)
-        paid = paid * (UNIT / GROUP)
-        rounded = paid.to(real_now.dtype)
-        earlier = before.to(real_now.dtype)
-        real = tl.dot(earlier, real_before, input_precision=PRECISION)
-        real = tl.dot(rounded, real_now, real, input_precision=PRECISION)
-        imaginary = tl.dot(earlier, imaginary_before, input_precision=PRECISION)
-        imaginary = tl.dot(rounded, imaginary_now, imaginary, input_precision=PRECISION)
-        hops = tl.minimum(ROWS // STEP, (num_queries - start) // STEP)
-        newer = (hops - 1 - frame).to(tl.float32)
-        weight = tl.where(frame < hops, (1.0 - tl.exp2(log_decay)) * tl.exp2(log_decay * newer), 0.0)[None, :]
-        shrink = tl.exp2(log_decay * hops.to(tl.float32))
-        magnitude = tl.sqrt(real * real + tl.where(is_lowest, 0.0, imaginary * imaginary))
-        average = average * shrink + magnitude * weight
+            paid += tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale - log_sum[None, :])
+        if start < plain_begin:
+            paid = tl.where(is_held[:, None] & (slot[:, None] <= newest + row[None, :]), paid, 0.0)
+        now = (paid * (UNIT / GROUP)).to(real_now.dtype)
+        newer = (frames - 1 - row // STEP).to(tl.float32)
+        weight = tl.where(is_row, (1.0 - tl.exp2(log_decay)) * tl.exp2(log_decay * newer), 0.0)[None, :]
+        real = tl.dot(before, real_before, input_precision=PRECISION)
+        real = tl.dot(now, real_now, real, input_precision=PRECISION)
+        imaginary = tl.dot(before, imaginary_before, input_precision=PRECISION)
+        imaginary = tl.dot(now, imaginary_now, imaginary, input_precision=PRECISION)
+        average += weight * tl.sqrt(real * real + tl.where(is_lowest, 0.0, imaginary * imaginary))
         # The lowest bin has no imaginary part: the highest one, which has none either, stands in its place.
-        last_average = last_average * shrink + tl.sum(tl.where(is_lowest, tl.abs(imaginary) * weight, 0.0), 1)
-        by_hop = tl.reshape(paid, [SLOTS, ROWS // STEP, STEP])
-        is_last = tl.arange(0, ROWS // STEP)[None, :, None] == hops - 1
-        before = tl.sum(tl.where(is_last, by_hop, 0.0), 1)
+        highest += tl.sum(tl.where(is_lowest, tl.abs(imaginary) * weight, 0.0), 1)
+        before = now
+    step = tl.arange(0, STEP)
     told = observed + lane.to(tl.int64) * (2 * STEP + 1) * num_slots + slot
-    average = tl.sum(tl.reshape(average, [SLOTS, ROWS // STEP, STEP]), 1)
     row_of = told[:, None] + step[None, :] * num_slots
+    average = tl.sum(tl.reshape(average, [SLOTS, ROWS // STEP, STEP]), 1)
     tl.store(row_of, average / UNIT, mask=is_slot[:, None])
-    tl.store(told + STEP * num_slots, last_average / UNIT, mask=is_slot)
-    tl.store(row_of + (STEP + 1) * num_slots, before / UNIT, mask=is_slot[:, None])
+    tl.store(told + STEP * num_slots, highest / UNIT, mask=is_slot)
+    last_hop = tl.where(is_vacant, ROWS // STEP - 1, (num_queries - 1) % ROWS // STEP)
+    by_hop = tl.reshape(before.to(tl.float32), [SLOTS, ROWS // STEP, STEP])
+    left = tl.sum(tl.where(tl.arange(0, ROWS // STEP)[None, :, None] == last_hop, by_hop, 0.0), 1)
+    tl.store(row_of + (STEP + 1) * num_slots, left / UNIT, mask=is_slot[:, None])

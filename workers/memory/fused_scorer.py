@@ -23,6 +23,8 @@ LOG2_E = 1.4426950408889634
 WIDTH = 32
 """Features, with zeros behind them: the side of a tile."""
 HIDDEN_SIZES = frozenset({16, 32, 64, 128})
+OWN_SLOTS, TILE_SLOTS, SCORE_WARPS, SCORE_STAGES = 64, 64, 4, 3
+"""Of the second kernel: slots of a program, and those that it looks at together."""
 
 
 def can_serve(settings: NammSettings) -> bool:
@@ -53,15 +55,16 @@ def importances(
     _project[(triton.cdiv(num_slots, 64), lanes)](
         trace, positions, table, more, mean, deviation, parameters.qkv_weight, parameters.qkv_bias, features, factors,
         trace.stride(0), trace.stride(1), trace.stride(2), positions.stride(0),
-        view.seen_tokens, num_slots, by_genome, hidden**-0.5 * LOG2_E,
+        num_slots, by_genome, hidden**-0.5 * LOG2_E,
         RECENCY=settings.recency_size, BINS=settings.num_bins, EXTRA=num_extra, HIDDEN=hidden, PARTS=num_parts,
         SLOTS=64, WIDE=WIDTH, num_warps=4,
     )  # fmt: skip
     importance = torch.empty(lanes, num_slots, dtype=torch.float32, device=trace.device)
-    _score[(triton.cdiv(num_slots, 64), lanes)](
-        features, factors, parameters.out_weight, parameters.out_bias, parameters.score_weight, parameters.score_bias,
-        importance, num_slots, lanes, by_genome,
-        FEATURES=settings.num_features, HIDDEN=hidden, PARTS=num_parts, TILE=64, WIDE=WIDTH, num_warps=4, num_stages=3,
+    _score[(lanes, triton.cdiv(num_slots, OWN_SLOTS))](
+        features, factors, positions, parameters.out_weight, parameters.out_bias, parameters.score_weight,
+        parameters.score_bias, importance, positions.stride(0), num_slots, lanes, by_genome,
+        FEATURES=settings.num_features, HIDDEN=hidden, PARTS=num_parts, OWN=OWN_SLOTS, TILE=TILE_SLOTS, WIDE=WIDTH,
+        num_warps=SCORE_WARPS, num_stages=SCORE_STAGES,
     )  # fmt: skip
     return importance.view(rows, heads, num_slots)
 
@@ -73,13 +76,11 @@ def _rounded(x, dtype: tl.constexpr):
     return x.to(dtype)
 
 
-@triton.jit(
-    do_not_specialize=["trace_lane", "trace_slot", "trace_channel", "position_lane", "seen", "num_slots", "by_genome"]
-)
+@triton.jit(do_not_specialize=["trace_lane", "trace_slot", "trace_channel", "position_lane", "num_slots", "by_genome"])
 def _project(
     trace, positions, table, extra, mean, deviation, weight, bias, features, factors,
     trace_lane, trace_slot, trace_channel, position_lane,
-    seen, num_slots, by_genome, scale,
+    num_slots, by_genome, scale,
     RECENCY: tl.constexpr, BINS: tl.constexpr, EXTRA: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr,
     SLOTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -89,7 +90,8 @@ def _project(
     f = tl.arange(0, WIDE)
     is_slot = slot < num_slots
     position = tl.load(positions + lane * position_lane + slot, mask=is_slot, other=0)
-    age = tl.minimum(seen - 1 - position, seen - 1)
+    newest = tl.load(positions + lane * position_lane + num_slots - 1)
+    age = tl.minimum(newest - position, newest)
     x = tl.load(table + age[:, None] * RECENCY + f[None, :], mask=is_slot[:, None] & (f < RECENCY)[None, :], other=0.0)
     is_bin = (f >= RECENCY) & (f < RECENCY + BINS)
     power = tl.load(
@@ -140,7 +142,7 @@ def _product(high, low, other_high, other_low, total, PARTS: tl.constexpr):
 @triton.jit
 def _take_in(
     base, size, q_high, q_low, own, start, num_slots, highest, total, mixed,
-    HIDDEN: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr, IS_HIDING: tl.constexpr,
+    HIDDEN: tl.constexpr, PARTS: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr, IS_HIDING: tl.constexpr,
 ):  # fmt: skip
     """A tile of slots into a running softmax."""
     slot = start + tl.arange(0, TILE)
@@ -156,7 +158,7 @@ def _take_in(
         k_low = tl.load(base + (2 * PARTS - 1) * size + there)
         v_high = tl.load(base + 2 * PARTS * size + there)
         v_low = tl.load(base + (3 * PARTS - 1) * size + there)
-    scores = tl.zeros([TILE, TILE], tl.float32)
+    scores = tl.zeros([OWN, TILE], tl.float32)
     scores = _product(q_high, q_low, tl.trans(k_high), tl.trans(k_low), scores, PARTS)
     if IS_HIDING:
         scores = tl.where((slot[None, :] >= own[:, None]) & is_slot[None, :], scores, float("-inf"))
@@ -169,37 +171,46 @@ def _take_in(
     return higher, total * shrink + tl.sum(weights, 1), mixed
 
 
-@triton.jit(do_not_specialize=["num_slots", "lanes", "by_genome"])
+@triton.jit(do_not_specialize=["position_lane", "num_slots", "lanes", "by_genome"])
 def _score(
-    features, factors, out_weight, out_bias, score_weight, score_bias, importance, num_slots, lanes, by_genome,
-    FEATURES: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+    features, factors, positions, out_weight, out_bias, score_weight, score_bias, importance,
+    position_lane, num_slots, lanes, by_genome,
+    FEATURES: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Attention of a few slots to themselves and to newer ones, which come after them, and what follows it."""
-    lane = tl.program_id(1).to(tl.int64)
-    own = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    """Attention of a few slots to themselves and to newer ones, which come after them, and what follows it.
+
+    The oldest slots have most to look at: those of all lanes are begun first.
+    """
+    lane = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * OWN
+    own = first + tl.arange(0, OWN)
     is_own = own < num_slots
+    if tl.load(positions + lane * position_lane + tl.minimum(first + OWN, num_slots) - 1) < 0:
+        return  # all are empty
     channel = tl.arange(0, HIDDEN)
     size = lanes.to(tl.int64) * num_slots * HIDDEN
     base = factors + lane * num_slots * HIDDEN
     place = own[:, None] * HIDDEN + channel[None, :]
     q_high = tl.load(base + place, mask=is_own[:, None], other=0.0)
     q_low = tl.load(base + (PARTS - 1) * size + place, mask=is_own[:, None], other=0.0)
-    highest = tl.full([TILE], -1e30, tl.float32)
-    total = tl.zeros([TILE], tl.float32)
-    mixed = tl.zeros([TILE, HIDDEN], tl.float32)
+    highest = tl.full([OWN], -1e30, tl.float32)
+    total = tl.zeros([OWN], tl.float32)
+    mixed = tl.zeros([OWN, HIDDEN], tl.float32)
     # Only among its own slots and behind the last one has a tile anything to hide.
-    first, last = tl.program_id(0) * TILE, num_slots // TILE * TILE
-    for start in range(first, first + TILE, TILE):
+    plain_begin = (first + OWN + TILE - 1) // TILE * TILE
+    plain_stop = tl.maximum(num_slots // TILE * TILE, plain_begin)
+    for start in range(first // TILE * TILE, plain_begin, TILE):
         highest, total, mixed = _take_in(
-            base, size, q_high, q_low, own, start, num_slots, highest, total, mixed, HIDDEN, PARTS, TILE, True
+            base, size, q_high, q_low, own, start, num_slots, highest, total, mixed, HIDDEN, PARTS, OWN, TILE, True
         )
-    for start in range(first + TILE, last, TILE):
+    for start in range(plain_begin, plain_stop, TILE):
         highest, total, mixed = _take_in(
-            base, size, q_high, q_low, own, start, num_slots, highest, total, mixed, HIDDEN, PARTS, TILE, False
+            base, size, q_high, q_low, own, start, num_slots, highest, total, mixed, HIDDEN, PARTS, OWN, TILE, False
         )
-    for start in range(tl.maximum(last, first + TILE), num_slots, TILE):
+    for start in range(plain_stop, num_slots, TILE):
         highest, total, mixed = _take_in(
-            base, size, q_high, q_low, own, start, num_slots, highest, total, mixed, HIDDEN, PARTS, TILE, True
+            base, size, q_high, q_low, own, start, num_slots, highest, total, mixed, HIDDEN, PARTS, OWN, TILE, True
         )
     mixed = mixed / tl.where(is_own, total, 1.0)[:, None]
     f = tl.arange(0, WIDE)

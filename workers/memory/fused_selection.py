@@ -5,6 +5,8 @@ Shapes: B rows, H KV heads, K slots, d head size, C trace channels; L = B * H la
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +15,8 @@ from torch import Tensor
 MOST_SLOTS = 16_384
 """All slots of a lane are looked at by one program."""
 SIZES = frozenset({16, 32, 64, 128, 256})
+MOVED = 64
+"""Slots that one program moves."""
 
 
 def can_choose(importance: Tensor) -> bool:
@@ -36,45 +40,53 @@ def chosen(
     return keep
 
 
-def can_gather(keys: Tensor, values: Tensor) -> bool:
-    """Whether :func:`places` and :func:`gathered` serve a layer of these."""
+def can_move(keys: Tensor, values: Tensor) -> bool:
+    """Whether :func:`moved` serves a layer of these."""
     return keys.shape[2] <= MOST_SLOTS and {keys.shape[-1], values.shape[-1]} <= SIZES
 
 
-def places(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """The slots kept of each lane, ascending, int32 ``[L, K]`` (anything behind them), and how many, int32 ``[L]``."""
-    num_slots = keep.shape[-1]
-    order = torch.empty(keep.shape[0] * keep.shape[1], num_slots, dtype=torch.int32, device=keep.device)
-    counts = torch.empty(len(order), dtype=torch.int32, device=keep.device)
-    _place[(len(order),)](
-        keep.contiguous(), order, counts, num_slots, SLOTS=max(16, triton.next_power_of_2(num_slots)), num_warps=8
-    )
-    return order, counts
+class Moved(NamedTuple):
+    """Tokens moved together: aligned at the newest of ``places``, the places before them empty, new ones behind."""
+
+    keys: Tensor
+    """``[B, H, places + n, d]``"""
+    values: Tensor
+    positions: Tensor
+    """int32 ``[B, H, places + n]``; -1 where empty."""
+    trace: Tensor
+    """``[B, H, places, C]``; zero where empty."""
+    empty: Tensor
+    """int32 ``[L]``: empty places of each lane."""
 
 
-def gathered(
-    order: Tensor, counts: Tensor, longest: int, room: int, keys: Tensor, values: Tensor, positions: Tensor,
-    trace: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The tokens of ``order`` moved together, aligned at the newest of ``longest`` slots; the others are empty.
+def moved(
+    keep: Tensor, places: int, keys: Tensor, values: Tensor, positions: Tensor, trace: Tensor,
+    new_keys: Tensor, new_values: Tensor,
+) -> Moved:  # fmt: skip
+    """The tokens where ``keep`` (bool ``[B, H, K]``) holds, at most ``places`` of a lane; then ``n`` that are new.
 
-    Keys, values and positions have ``room`` for more tokens behind them.
+    ``new_keys`` and ``new_values [B, H, n, d]``, whose positions follow on the newest.
     """
-    rows, heads = positions.shape[:2]
-    channels = trace.shape[-1]
-    new_keys = keys.new_empty(rows, heads, longest + room, keys.shape[-1])
-    new_values = values.new_empty(rows, heads, longest + room, values.shape[-1])
-    new_positions = positions.new_empty(rows, heads, longest + room)
-    new_trace = trace.new_empty(rows, heads, channels, longest)  # channel by channel, as the next kernel reads it
+    rows, heads, num_slots = keep.shape
+    channels, num_new = trace.shape[-1], new_keys.shape[2]
+    out = Moved(
+        keys.new_empty(rows, heads, places + num_new, keys.shape[-1]),
+        values.new_empty(rows, heads, places + num_new, values.shape[-1]),
+        positions.new_empty(rows, heads, places + num_new),
+        trace.new_empty(rows, heads, channels, places),  # channel by channel, as the next kernel reads it
+        positions.new_empty(rows * heads),
+    )
     key, value, position, told = (tensor.flatten(0, 1) for tensor in (keys, values, positions, trace))
-    _gather[(triton.cdiv(longest, 64), rows * heads)](
-        order, counts, key, value, position, told, new_keys, new_values, new_positions, new_trace,
+    _move[(triton.cdiv(num_slots, MOVED) + triton.cdiv(num_new, MOVED), rows * heads)](
+        keep.contiguous(), key, value, position, told, new_keys, new_values, *out,
         key.stride(0), key.stride(1), value.stride(0), value.stride(1), position.stride(0), *told.stride(),
-        order.shape[1], longest, room,
-        SIZE=keys.shape[-1], VALUES=values.shape[-1], CHANNELS=channels,
-        WIDE=max(16, triton.next_power_of_2(channels)), SLOTS=64, num_warps=4,
+        *new_keys.stride()[:3], *new_values.stride()[:3],
+        num_slots, places, num_new,
+        HEADS=heads, SIZE=keys.shape[-1], VALUES=values.shape[-1], CHANNELS=channels,
+        WIDE=max(16, triton.next_power_of_2(channels)), SLOTS=MOVED, ALL=max(16, triton.next_power_of_2(num_slots)),
+        num_warps=4,
     )  # fmt: skip
-    return new_keys, new_values, new_positions, new_trace.transpose(2, 3)
+    return out._replace(trace=out.trace.transpose(2, 3))
 
 
 @triton.jit
@@ -94,7 +106,7 @@ def _choose(
 ):  # fmt: skip
     """One lane: how many its row's greediest head wants, or itself, and as many of its own best.
 
-    The least of those is found two bits at a time, among integers that are ordered as the importances are.
+    The least of those is found byte by byte, among integers that are ordered as the importances are.
     """
     lane = tl.program_id(0).to(tl.int64)
     row = lane // HEADS
@@ -113,68 +125,97 @@ def _choose(
     ordered = tl.where(is_held, ordered, -2147483648)
     ordered = tl.where(slot == num_slots - 1, 2147483647, ordered)
     ordered = tl.where(slot < num_slots, ordered, -2147483648)
-    least = tl.where(tl.sum((ordered >= 0).to(tl.int32), 0) >= count, 0, -2147483648)
-    for pair in range(15):
-        step = 1 << (29 - 2 * pair)
-        # Three counts in one integer: of slots at least one, two and three steps above.
-        above = (ordered >= least + step).to(tl.int64) + ((ordered >= least + 2 * step).to(tl.int64) << 20)
-        above = tl.sum(above + ((ordered >= least + 3 * step).to(tl.int64) << 40), 0)
-        enough = ((above & 0xFFFFF) >= count).to(tl.int32) + (((above >> 20) & 0xFFFFF) >= count).to(tl.int32)
-        least += step * (enough + ((above >> 40) >= count).to(tl.int32))
-    if tl.sum((ordered >= least + 1).to(tl.int32), 0) >= count:
-        least += 1
+    # The highest byte of the least first; those with a higher one are kept, and looked for no longer.
+    missing = count
+    least = tl.zeros([], tl.int32)
+    digit = tl.arange(0, 256)
+    for place in tl.static_range(4):
+        byte = (ordered >> (24 - 8 * place)) & 255
+        if place == 0:
+            byte = byte ^ 128  # negative numbers come first
+            is_alike = slot >= 0
+        else:
+            is_alike = (ordered >> (32 - 8 * place)) == least
+        number = tl.histogram(byte, 256, mask=is_alike)
+        at_least = tl.cumsum(number, 0, reverse=True)
+        chosen = tl.sum((at_least >= missing).to(tl.int32), 0) - 1
+        missing -= tl.sum(tl.where(digit == chosen, at_least - number, 0), 0)
+        least = chosen - 128 if place == 0 else least * 256 + chosen
     is_above = ordered > least
     is_at = ordered == least
-    missing = count - tl.sum(is_above.to(tl.int32), 0)
     kept = is_above | (is_at & (tl.cumsum(is_at.to(tl.int32), 0) <= missing))
     kept = kept & (is_held | (slot == num_slots - 1))
     tl.store(keep + lane * num_slots + slot, kept.to(tl.int8), mask=slot < num_slots)
 
 
-@triton.jit(do_not_specialize=["num_slots"])
-def _place(keep, order, counts, num_slots, SLOTS: tl.constexpr):
-    """One lane."""
-    lane = tl.program_id(0).to(tl.int64)
-    slot = tl.arange(0, SLOTS)
-    kept = tl.load(keep + lane * num_slots + slot, mask=slot < num_slots, other=0).to(tl.int32)
-    place = tl.cumsum(kept, 0)
-    tl.store(order + lane * num_slots + place - 1, slot, mask=kept != 0)
-    tl.store(counts + lane, tl.sum(kept, 0))
-
-
 @triton.jit(
-    do_not_specialize=["position_lane", "trace_lane", "trace_slot", "trace_channel", "num_slots", "longest", "room"]
+    do_not_specialize=["position_lane", "trace_lane", "trace_slot", "trace_channel", "num_slots", "places", "num_new"]
 )
-def _gather(
-    order, counts, keys, values, positions, trace, new_keys, new_values, new_positions, new_trace,
+def _move(
+    keep, keys, values, positions, trace, new_keys, new_values,
+    moved_keys, moved_values, moved_positions, moved_trace, empty,
     key_lane, key_slot, value_lane, value_slot, position_lane, trace_lane, trace_slot, trace_channel,
-    num_slots, longest, room,
-    SIZE: tl.constexpr, VALUES: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr, SLOTS: tl.constexpr,
+    new_key_row, new_key_head, new_key_slot, new_value_row, new_value_head, new_value_slot,
+    num_slots, places, num_new,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, VALUES: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
+    SLOTS: tl.constexpr, ALL: tl.constexpr,
 ):  # fmt: skip
-    """Some slots of one lane."""
+    """Some slots of one lane: what is kept of them goes to its place; or some new tokens."""
     lane = tl.program_id(1).to(tl.int64)
-    to = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
-    is_slot = to < longest
-    rank = to - longest + tl.load(counts + lane)
-    is_held = is_slot & (rank >= 0)
-    source = tl.load(order + lane * num_slots + rank, mask=is_held, other=0)
-    channel = tl.arange(0, SIZE)
-    k = tl.load(
-        keys + lane * key_lane + source[:, None] * key_slot + channel[None, :], mask=is_held[:, None], other=0.0
-    )
-    tl.store(new_keys + (lane * (longest + room) + to[:, None]) * SIZE + channel[None, :], k, mask=is_slot[:, None])
-    channel = tl.arange(0, VALUES)
-    v = tl.load(
-        values + lane * value_lane + source[:, None] * value_slot + channel[None, :], mask=is_held[:, None], other=0.0
-    )
-    tl.store(new_values + (lane * (longest + room) + to[:, None]) * VALUES + channel[None, :], v, mask=is_slot[:, None])
-    position = tl.load(positions + lane * position_lane + source, mask=is_held, other=-1)
-    tl.store(new_positions + lane * (longest + room) + to, position, mask=is_slot)
+    capacity = places + num_new
+    key_channel, value_channel = tl.arange(0, SIZE), tl.arange(0, VALUES)
+    num_tiles = (num_slots + SLOTS - 1) // SLOTS
+    if tl.program_id(0) >= num_tiles:
+        new = (tl.program_id(0) - num_tiles) * SLOTS + tl.arange(0, SLOTS)
+        is_new = new < num_new
+        row, head = lane // HEADS, lane % HEADS
+        there = row * new_key_row + head * new_key_head + new[:, None] * new_key_slot + key_channel[None, :]
+        k = tl.load(new_keys + there, mask=is_new[:, None])
+        to = lane * capacity + places + new
+        tl.store(moved_keys + to[:, None] * SIZE + key_channel[None, :], k, mask=is_new[:, None])
+        there = row * new_value_row + head * new_value_head + new[:, None] * new_value_slot + value_channel[None, :]
+        v = tl.load(new_values + there, mask=is_new[:, None])
+        tl.store(moved_values + to[:, None] * VALUES + value_channel[None, :], v, mask=is_new[:, None])
+        newest = tl.load(positions + lane * position_lane + num_slots - 1)
+        tl.store(moved_positions + to, newest + 1 + new, mask=is_new)
+        return
+    all_slots = tl.arange(0, ALL)
+    is_kept = tl.load(keep + lane * num_slots + all_slots, mask=all_slots < num_slots, other=0).to(tl.int32)
+    first = tl.program_id(0) * SLOTS
+    missing = places - tl.sum(is_kept, 0)
+    before = tl.sum(tl.where(all_slots < first, is_kept, 0), 0)
+    if first == 0:
+        tl.store(empty + lane, missing)
+    slot = first + tl.arange(0, SLOTS)
     channel = tl.arange(0, WIDE)
-    is_channel = channel < CHANNELS
+    is_channel = (channel < CHANNELS)[:, None]
+    kept = tl.load(keep + lane * num_slots + slot, mask=slot < num_slots, other=0).to(tl.int32)
+    is_moved = kept != 0
+    to = missing + before + tl.cumsum(kept, 0) - 1
+    k = tl.load(keys + lane * key_lane + slot[:, None] * key_slot + key_channel[None, :], mask=is_moved[:, None])
+    out = (lane * capacity + to)[:, None] * SIZE + key_channel[None, :]
+    tl.store(moved_keys + out, k, mask=is_moved[:, None])
+    v = tl.load(
+        values + lane * value_lane + slot[:, None] * value_slot + value_channel[None, :], mask=is_moved[:, None]
+    )
+    out = (lane * capacity + to)[:, None] * VALUES + value_channel[None, :]
+    tl.store(moved_values + out, v, mask=is_moved[:, None])
+    position = tl.load(positions + lane * position_lane + slot, mask=is_moved)
+    tl.store(moved_positions + lane * capacity + to, position, mask=is_moved)
     t = tl.load(
-        trace + lane * trace_lane + source[None, :] * trace_slot + channel[:, None] * trace_channel,
-        mask=is_held[None, :] & is_channel[:, None], other=0.0,
+        trace + lane * trace_lane + slot[None, :] * trace_slot + channel[:, None] * trace_channel,
+        mask=is_moved[None, :] & is_channel,
     )  # fmt: skip
-    out = new_trace + (lane * CHANNELS + channel[:, None]) * longest + to[None, :]
-    tl.store(out, t, mask=is_slot[None, :] & is_channel[:, None])
+    out = moved_trace + (lane * CHANNELS + channel[:, None]) * places
+    tl.store(out + to[None, :], t, mask=is_moved[None, :] & is_channel)
+    # Its own places are empty where fewer are kept: values there are multiplied with zero, and must be numbers.
+    is_empty = slot < missing
+    none = tl.zeros([SLOTS], tl.int32) - 1
+    tl.store(moved_positions + lane * capacity + slot, none, mask=is_empty)
+    zeros = tl.zeros([SLOTS, VALUES], moved_values.dtype.element_ty)
+    nothing = (lane * capacity + slot)[:, None] * VALUES + value_channel[None, :]
+    tl.store(moved_values + nothing, zeros, mask=is_empty[:, None])
+    zeros = tl.zeros([SLOTS, SIZE], moved_keys.dtype.element_ty)
+    nothing = (lane * capacity + slot)[:, None] * SIZE + key_channel[None, :]
+    tl.store(moved_keys + nothing, zeros, mask=is_empty[:, None])
+    tl.store(out + slot[None, :], tl.zeros([WIDE, SLOTS], tl.float32), mask=is_empty[None, :] & is_channel)

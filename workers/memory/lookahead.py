@@ -19,19 +19,19 @@ SCALE = 3.0
 """Divides the logarithms, so that the features are about as large as the normalised spectrum."""
 
 
-def lookahead(trace: Tensor, occupied: Tensor, seen_tokens: int, settings: NammSettings) -> Tensor:
+def lookahead(trace: Tensor, positions: Tensor, settings: NammSettings) -> Tensor:
     """Mean attention of the newest queries to each token, and to its neighbourhood; float32 ``[B, H, K, 2]``.
 
     Both as log(attention x tokens seen) / 3, floored: 0 for a query that looks at all tokens alike.
 
     Args:
         trace: ``[B, H, K, C]``; its last ``hop`` channels are the newest queries', at an update exactly these.
-        occupied: bool ``[B, H, K]``.
-        seen_tokens: tokens of the sequence.
+        positions: int32 ``[B, H, K]`` in the sequence, whose newest token comes last; -1 where a slot is empty.
         settings: the memory's architecture.
     """
-    mean = trace[..., -settings.lookahead :].mean(dim=-1).masked_fill(~occupied, 0.0)
+    mean = trace[..., -settings.lookahead :].mean(dim=-1).masked_fill(positions < 0, 0.0)
     padding = NEIGHBOURHOOD // 2
     around = functional.avg_pool1d(mean, NEIGHBOURHOOD, stride=1, padding=padding, count_include_pad=False)
     both = torch.stack([mean, around], dim=-1)
+    seen_tokens = positions[..., -1:, None] + 1
     return (both * seen_tokens).clamp(min=FLOOR).log() / SCALE

@@ -60,6 +60,13 @@ class Memory(ABC):
     spectrum: NammSettings | None = None
     """Set when ``observe`` is :func:`features.observe` with these settings: it is then fused with the attention."""
 
+    decides_on_device: bool = False
+    """Whether ``decide``, where kernels serve, asks the device nothing, and of ``seen_tokens`` only an upper bound."""
+    treats_layers_alike: bool = False
+    """Whether ``decide`` does the same in all layers."""
+    most_kept: int | None = None
+    """Most tokens that a head may keep; None for no limit."""
+
     @property
     def num_genomes(self) -> int:
         """Genomes that share a batch: with more than one, rows belong to genomes by their place."""

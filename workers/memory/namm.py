@@ -17,6 +17,18 @@ from workers.memory.selection import part_of, row_thresholds, select_wanted
 from workers.memory.specs import NammSettings, Normalisation
 
 
+@dataclass(frozen=True, slots=True)
+class _OnDevice:
+    """What a memory decides by."""
+
+    genomes: Tensor
+    scorer: ScorerParameters
+    mean: Tensor
+    deviation: Tensor
+    threshold: float | Tensor
+    """One number, or one for each genome, float32 ``[G]``."""
+
+
 class Namm(Memory):
     """Scores every cached token from the spectrogram of the attention it received and from its age.
 
@@ -28,6 +40,7 @@ class Namm(Memory):
     """
 
     reads_attention = True
+    decides_on_device = True
 
     def __init__(
         self,
@@ -45,8 +58,10 @@ class Namm(Memory):
         self.update_every = settings.update_every
         self.normalisation = normalisation
         self._genomes = genomes
-        self._on_device: dict[torch.device, tuple[ScorerParameters, Tensor, Tensor]] = {}
-        self._parameters(genomes.device)
+        self.treats_layers_alike = not settings.offsets
+        self.most_kept = settings.cap
+        self._on_device: dict[torch.device, _OnDevice] = {}
+        self._at(genomes.device)
 
     @property
     def num_genomes(self) -> int:
@@ -71,8 +86,8 @@ class Namm(Memory):
 
     def features(self, view: LayerView) -> Tensor:
         """The scorer's input, float32 ``[B, H, K, F]``: recency, then the normalised spectrum (spec 3.5)."""
-        _, mean, deviation = self._parameters(view.trace.device)
-        spectrum = (view.trace[..., : self.settings.num_bins] - mean) / deviation
+        here = self._at(view.trace.device)
+        spectrum = (view.trace[..., : self.settings.num_bins] - here.mean) / here.deviation
         age = features.recency(view.ages, view.seen_tokens, self.settings)
         parts = [age, spectrum]
         if (extra := self._extra_features(view)) is not None:
@@ -82,37 +97,43 @@ class Namm(Memory):
     def _extra_features(self, view: LayerView) -> Tensor | None:
         if not self.settings.lookahead:
             return None
-        return lookahead(view.trace, view.occupied, view.seen_tokens, self.settings)
+        return lookahead(view.trace, view.positions, self.settings)
 
     def importance(self, view: LayerView) -> Tensor:
         """Of every slot, float32 ``[B, H, K]``: the scorer's, and what the genome adds for the head."""
-        parameters, mean, deviation = self._parameters(view.trace.device)
+        here = self._at(view.trace.device)
         kernels = kernels_for(view.trace, "fused_scorer")
         if kernels is not None and kernels.can_serve(self.settings):
             extra = self._extra_features(view)
-            importance: Tensor = kernels.importances(view, extra, parameters, mean, deviation, self.settings)
+            importance: Tensor = kernels.importances(view, extra, here.scorer, here.mean, here.deviation, self.settings)
         else:
-            importance = importances(self.features(view), parameters)
+            importance = importances(self.features(view), here.scorer)
         if self.settings.offsets:
-            importance = importance + OFFSET_SCALE * head_genes(self._genomes, self.settings, view)
+            importance = importance + OFFSET_SCALE * head_genes(here.genomes, self.settings, view)
         return importance
 
     def decide(self, view: LayerView) -> Decision:
         """Score every slot and keep what the published rule keeps, by this memory's threshold."""
         importance = self.importance(view)
-        threshold = row_thresholds(self.threshold, importance)
+        threshold = row_thresholds(self._at(importance.device).threshold, importance)
         keep = select_wanted(importance, view.occupied, self.settings.heads, self.settings.cap, threshold)
         return Decision(keep, importance)
 
-    def _parameters(self, device: torch.device) -> tuple[ScorerParameters, Tensor, Tensor]:
-        """The scorer and the statistics on ``device``; the layers of one model may live on several."""
+    def _at(self, device: torch.device) -> _OnDevice:
+        """What it decides by, on ``device``; the layers of one model may live on several."""
         if device not in self._on_device:
             bins = self.settings.num_bins
             stats = self.normalisation or Normalisation(mean=(0.0,) * bins, variance=(1.0,) * bins)
             mean = torch.tensor(stats.mean, dtype=torch.float32, device=device)
             variance = torch.tensor(stats.variance, dtype=torch.float32, device=device)
-            parameters = unfold_genomes(self._genomes.to(device, torch.float32), self.settings)
-            self._on_device[device] = (parameters, mean, variance.sqrt().clamp(min=1e-7))
+            genomes, threshold = self._genomes.to(device, torch.float32), self.threshold
+            self._on_device[device] = _OnDevice(
+                genomes=genomes,
+                scorer=unfold_genomes(genomes, self.settings),
+                mean=mean,
+                deviation=variance.sqrt().clamp(min=1e-7),
+                threshold=torch.tensor(threshold, device=device) if isinstance(threshold, tuple) else threshold,
+            )
         return self._on_device[device]
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from workers.memory.cache import MemoryCache, drop_staged_layer
 from workers.memory.open_slots import OpenSlots, Places
 from workers.memory.padding import Cohort
+from workers.memory.recording import cuda_graph
 from workers.memory.slots import Slots
 from workers.memory.watching import RIPE_ROWS, told
 
@@ -164,36 +165,3 @@ class _Recording:
             layer.cohorts = {0: grown}
             layer.seen_tokens += 1
             cache.meter.appended(grown, 1, everyone, len(self._ids))
-
-
-def cuda_graph(call: Call) -> Call:
-    """Record what a call launches.
-
-    Raises:
-        RuntimeError: it asks the device for something, which cannot be recorded.
-    """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            result = call()
-        except BaseException:
-            _abandon(graph)
-            raise
-        graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
-
-    def again() -> Tensor:
-        graph.replay()
-        return result
-
-    return again
-
-
-def _abandon(graph: torch.cuda.CUDAGraph) -> None:
-    """End a recording that failed, which says once more that it did."""
-    try:
-        graph.capture_end()
-    except RuntimeError:
-        return

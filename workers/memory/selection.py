@@ -57,12 +57,16 @@ def select_wanted(
     return (rank < greediest[:, None, None]) & occupied
 
 
-def row_thresholds(threshold: float | tuple[float, ...], importance: Tensor) -> float | Tensor:
-    """What ``importance [B, H, K]`` is compared with: one number, or one for the rows of each genome, ``[B, 1, 1]``."""
-    if not isinstance(threshold, tuple):
+def row_thresholds(threshold: float | tuple[float, ...] | Tensor, importance: Tensor) -> float | Tensor:
+    """What ``importance [B, H, K]`` is compared with: one number, or one for the rows of each genome, ``[B, 1, 1]``.
+
+    ``threshold`` is one number, or one for each genome, as numbers or where the importance is, float32 ``[G]``.
+    """
+    if isinstance(threshold, tuple):
+        threshold = importance.new_tensor(threshold)
+    if not isinstance(threshold, Tensor):
         return threshold
-    by_genome = importance.new_tensor(threshold)
-    return by_genome.repeat_interleave(len(importance) // len(by_genome))[:, None, None]
+    return threshold.repeat_interleave(len(importance) // len(threshold))[:, None, None]
 
 
 def part_of(threshold: float | tuple[float, ...], genomes: slice) -> float | tuple[float, ...]:

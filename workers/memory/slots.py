@@ -95,21 +95,17 @@ class Slots:
 
         return moved(self.keys), moved(self.values), moved(self.positions)
 
-    def select(self, keep: Tensor, room: int = 0) -> Slots:
-        """Only the tokens where ``keep`` (bool ``[B, H, K]``) holds, in the same order, physically moved together.
-
-        Where that costs nothing, with ``room`` for more behind them.
-        """
-        kernels = kernels_for(keep, "fused_selection")
-        if kernels is not None and kernels.can_gather(self.keys, self.values):
-            order, by_lane = kernels.places(keep)
-            empty, longest = _alignment(by_lane)
-            *buffers, trace = kernels.gathered(
-                order, by_lane, longest, room, self.keys, self.values, self.positions, self.trace
-            )
-            return replace(self, trace=trace, empty=empty, recent=()).in_buffers(tuple(buffers), longest)
+    def select(self, keep: Tensor) -> Slots:
+        """Only the tokens where ``keep`` (bool ``[B, H, K]``) holds, in the same order, physically moved together."""
         rows, heads, num_slots = keep.shape
         empty, longest = _alignment(keep.flatten(0, 1).sum(-1))
+        kernels = kernels_for(keep, "fused_selection")
+        if kernels is not None and kernels.can_move(self.keys, self.values):
+            nothing = self.keys[:, :, :0], self.values[:, :, :0]
+            keys, values, positions, trace, _ = kernels.moved(
+                keep, longest, self.keys, self.values, self.positions, self.trace, *nothing
+            )
+            return Slots(keys, values, positions, trace, empty)
         total = longest * len(empty) - sum(empty)
         order = torch.nonzero_static(keep.flatten(), size=total)[:, 0]  # by lane, then in ascending order
         vacant = None

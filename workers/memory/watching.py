@@ -28,7 +28,6 @@ from workers.memory.memory import Memory
 from workers.memory.options import AttentionOptions
 from workers.memory.packed import PackedSlots
 from workers.memory.slots import Slots
-from workers.memory.unsettled import UnsettledSlots
 
 TILE_SCORES = {"cpu": 1 << 18}
 """Most scores of a tile, by kind of device: what a core's own cache holds; elsewhere memory is the only limit."""
@@ -210,21 +209,15 @@ class WholeRows:
         return self._rows.view(self._shape)
 
 
-AnySlots = Slots | PackedSlots | UnsettledSlots
 RIPE_ROWS = 16
 """Rows of attention that are gathered before a memory is told: single tokens then cost it next to nothing."""
 
 
 def watch(
-    query: Tensor, held: AnySlots, first_query: int, options: AttentionOptions, memory: Memory
-) -> tuple[Tensor, AnySlots]:
+    query: Tensor, held: Slots | PackedSlots, first_query: int, options: AttentionOptions, memory: Memory
+) -> tuple[Tensor, Slots | PackedSlots]:
     """Attention of a block of queries ``[B, H * r, n, d]``, and the slots with what the memory learns from it."""
     num_queries = query.shape[2]
-    if isinstance(held, UnsettledSlots):
-        kernels = kernels_for(query, "fused_attention")
-        assert kernels is not None
-        output, trace = kernels.attend_and_observe(query, held.slots, options, memory.spectrum, held.empty)
-        return output, held.with_trace(trace)
     if isinstance(held, PackedSlots):
         output, rows = attend_packed(query, held, first_query, options)
         held = held.with_recent(rows) if memory.reads_attention else held
@@ -250,19 +243,6 @@ def watch(
     gathered = WholeRows(slots, num_queries)
     output = attend(query, slots, first_query, options, gathered)
     return output, slots.with_trace(memory.observe(slots.trace, gathered.attention))
-
-
-def can_go_on_unsettled(query: Tensor, slots: Slots, options: AttentionOptions, memory: Memory) -> bool:
-    """Whether the attention of queries ``[B, H * r, n, d]``, which come next, needs no counts from the host."""
-    if query.shape[2] < RIPE_ROWS or memory.spectrum is None:
-        return False
-    attention, selection = kernels_for(query, "fused_attention"), kernels_for(query, "fused_selection")
-    return (
-        attention is not None
-        and selection is not None
-        and bool(attention.can_serve(query, slots, options, memory.spectrum))
-        and bool(selection.can_gather(slots.keys, slots.values))
-    )
 
 
 def told(held: Slots | PackedSlots, memory: Memory) -> Slots:

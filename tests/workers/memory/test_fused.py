@@ -6,6 +6,7 @@ The interpreter (``conftest.py``) knows no rounding of products, so bounds on th
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tests.workers.memory.tiny import drive, held_positions, largest_difference, random_ids
+from workers.memory import ahead
 from workers.memory.attention import memory_attached
 from workers.memory.features import SpectralSums
 from workers.memory.memory import LayerView
@@ -22,7 +24,6 @@ from workers.memory.scorer import importances
 from workers.memory.selection import select_wanted
 from workers.memory.slots import Slots
 from workers.memory.specs import NammSettings, Normalisation
-from workers.memory.unsettled import UnsettledSlots
 from workers.memory.watching import attend
 
 HAS_DEVICE = torch.cuda.is_available()
@@ -103,13 +104,16 @@ def test_importances(held, lookahead, dtype, limit):
     shape = (4, 3, held)  # two rows of each genome
     trace = torch.rand(*shape, settings.num_bins + settings.hop, generator=generator).to(DEVICE)
     positions = torch.rand(shape, generator=generator).mul(900).int().sort(-1).values.to(DEVICE)
+    positions[..., -1] = 999
     positions[1, 1, : held // 3] = -1
     nothing = trace[..., :0].to(dtype)
     view = LayerView(0, 1_000, nothing, nothing, positions, trace.transpose(2, 3).contiguous().transpose(2, 3))
-    parameters, mean, deviation = memory._parameters(DEVICE)
+    here = memory._at(DEVICE)
     assert fused_scorer.can_serve(settings)
-    ours = fused_scorer.importances(view, memory._extra_features(view), parameters, mean, deviation, settings)
-    expected = importances(memory.features(view), parameters)
+    ours = fused_scorer.importances(
+        view, memory._extra_features(view), here.scorer, here.mean, here.deviation, settings
+    )
+    expected = importances(memory.features(view), here.scorer)
     assert apart(ours[view.occupied], expected[view.occupied]) < limit
 
 
@@ -151,22 +155,29 @@ def test_what_is_kept_is_moved_together(seed, dtype, monkeypatch):
     keep &= slots.positions >= 0
     keep[..., -1] = True
     expected = slots.select(keep)
-    order, counts = fused_selection.places(keep)
-    longest = expected.num_slots
-    assert [longest - count for count in counts.tolist()] == list(expected.empty)
-    assert fused_selection.can_gather(slots.keys, slots.values)
-    moved = fused_selection.gathered(
-        order, counts, longest, seed, slots.keys, slots.values, slots.positions, slots.trace
-    )
-    assert [buffer.shape[2] for buffer in moved[:3]] == [longest + seed] * 3
-    keys, values, positions = (buffer[:, :, :longest] for buffer in moved[:3])
-    trace = moved[3]
+    places = expected.num_slots + [0, 3, 1, 64][seed]
+    assert fused_selection.can_move(slots.keys, slots.values)
+    new = torch.randn(2, 2, 3, seed, 32, generator=generator).to(DEVICE, dtype)
+    moved = fused_selection.moved(
+        keep, places, slots.keys, slots.values, slots.positions, slots.trace,
+        new[0].transpose(1, 2).contiguous().transpose(1, 2), new[1],
+    )  # fmt: skip
+    surplus = places - expected.num_slots
+    assert [empty - surplus for empty in moved.empty.tolist()] == list(expected.empty)
+    assert [buffer.shape[2] for buffer in moved[:3]] == [places + seed] * 3
+    assert torch.equal(moved.keys[:, :, places:], new[0])
+    assert torch.equal(moved.values[:, :, places:], new[1])
+    later = moved.positions[..., places:] - slots.positions[..., -1:]
+    assert torch.equal(later, torch.arange(1, seed + 1, device=DEVICE).expand(2, 3, -1))
+    keys, values, positions = (buffer[:, :, surplus:places] for buffer in moved[:3])
     assert torch.equal(positions, expected.positions)
-    assert torch.equal(trace, expected.trace)
+    assert bool((moved.positions[..., :surplus] == -1).all())
+    assert torch.equal(moved.trace[:, :, surplus:], expected.trace)
+    assert not moved.trace[:, :, :surplus].any()
     occupied = positions >= 0
     assert torch.equal(keys[occupied], expected.keys[occupied])
     assert torch.equal(values[occupied], expected.values[occupied])
-    assert bool(values.isfinite().all())
+    assert bool(moved.values.isfinite().all())
 
 
 def wide_model() -> PreTrainedModel:
@@ -180,8 +191,25 @@ def wide_model() -> PreTrainedModel:
     return LlamaForCausalLM(config).eval().to(DEVICE)
 
 
+def as_a_graph(call: Callable[[], ahead.Swept]) -> Callable[[], ahead.Swept]:
+    """Whose results, like those of a graph, lie in one place."""
+    first: list[ahead.Swept] = []
+
+    def again() -> ahead.Swept:
+        swept = call()
+        first.append(swept)
+        for place, tensor in zip(first[0].held, swept.held, strict=True):
+            place.copy_(tensor)
+        first[0].output.copy_(swept.output)
+        first[0].empty.copy_(swept.empty)
+        return first[0]
+
+    return again
+
+
+@pytest.mark.parametrize("is_recorded", [False, True], ids=["launched", "recorded"])
 @pytest.mark.parametrize(("heads", "cap", "count"), [("even", None, 1), ("even", 40, 2), ("ragged", None, 1)])
-def test_a_prompt_is_read_as_without_kernels(heads, cap, count, monkeypatch):
+def test_a_prompt_is_read_as_without_kernels(heads, cap, count, is_recorded, monkeypatch):
     """Through every seam, several updates in a call, so that the host goes on without the counts of most of them."""
     settings = NammSettings(update_every=32, heads=heads, cap=cap)
     genomes = 0.5 * torch.randn(count, settings.genome_size, generator=torch.Generator().manual_seed(2))
@@ -189,13 +217,18 @@ def test_a_prompt_is_read_as_without_kernels(heads, cap, count, monkeypatch):
         settings, genomes.to(DEVICE), Normalisation((0.02,) * settings.num_bins, (0.001,) * settings.num_bins)
     )
     model, ids = wide_model(), random_ids(2, 150).to(DEVICE)
-    unsettled: list[UnsettledSlots] = []
-    settled = UnsettledSlots.settled
-    monkeypatch.setattr(UnsettledSlots, "settled", lambda held: unsettled.append(held) or settled(held))
+    swept: list[list[list[int]]] = []
+    account = ahead._account
+    monkeypatch.setattr(ahead, "_account", lambda *given: swept.append(given[-1]) or account(*given))
+    monkeypatch.setattr(ahead, "PLACES_STEP", 8)
+    monkeypatch.setattr(ahead, "_is_worth_recording", lambda _: is_recorded)
+    monkeypatch.setattr(ahead, "AHEAD_TOKENS", 64)
+    if not HAS_DEVICE:
+        monkeypatch.setattr(ahead, "cuda_graph", as_a_graph)
     found = []
     for has_kernels in (False, True):
         monkeypatch.setattr("workers.memory.kernels.can_run", lambda _, has_kernels=has_kernels: has_kernels)
-        found.append(drive(model, memory, ids, cuts=(129, 130, 131)))
+        found.append(drive(model, memory, ids, cuts=(128, 129, 130, 131)))
     (expected, theirs), (logits, ours) = found
     assert largest_difference(logits, expected) < 1e-4
     assert held_positions(ours) == held_positions(theirs)
@@ -204,8 +237,8 @@ def test_a_prompt_is_read_as_without_kernels(heads, cap, count, monkeypatch):
     assert torch.equal(ours.meter.peak, theirs.meter.peak)
     assert ours.meter.highest == theirs.meter.highest
     assert torch.equal(ours.row_state_bytes(), theirs.row_state_bytes())
-    assert len(unsettled) == 2 * 3  # of four updates in the first call the last is settled at once, in each layer
-    assert any(min(held.kept.wait()) < max(held.kept.wait()) for held in unsettled) or heads == "even"
+    assert [len(empty) for empty in swept] == [2] * 4  # two sweeps of two updates in the first call, in each layer
+    assert any(min(counts) < max(counts) for empty in swept for counts in empty) or heads == "even"
 
 
 def test_a_gradient_is_taken_as_without_kernels(monkeypatch):
