@@ -110,10 +110,10 @@ def _places(memory: Memory, held: Slots, new_tokens: int) -> int:
 def sweep_ahead(
     layer: MemoryLayer, cohort: Cohort, held: Slots, seen_tokens: int, query: Tensor, key: Tensor, value: Tensor,
     options: AttentionOptions,
-) -> tuple[Tensor, Slots]:  # fmt: skip
-    """Attention ``[B, H * r, n, d]`` of whole blocks, and what is held after the last update.
+) -> tuple[Tensor, Callable[[], Slots]]:  # fmt: skip
+    """Attention ``[B, H * r, n, d]`` of whole blocks, and a question: what is held after the last update?
 
-    The output may be overwritten by the next sweep.
+    The output may be overwritten by the next sweep. The question waits for the device, and accounts for all updates.
     """
     memory = layer.cache.memory
     every = memory.update_every
@@ -124,16 +124,23 @@ def sweep_ahead(
     def sweep(begin: Aligned, query: Tensor, key: Tensor, value: Tensor) -> Swept:
         return sweep_blocks(memory, layer.index, options, reach, begin, query, key, value)
 
-    if cohort.rows is None and memory.treats_layers_alike and _is_worth_recording(key):
+    is_recorded = cohort.rows is None and memory.treats_layers_alike and _is_worth_recording(key)
+    if is_recorded:
         recording = _recording(memory, (places, reach, options.scaling), query, key, held.trace, every)
         begin, swept = recording.swept(sweep, held, seen_tokens, query, key, value)
     else:
         begin = _vacant(places, every, key, held.trace)
         _lay_out(begin, held, seen_tokens, key[:, :, :every], value[:, :, :every])
         swept = sweep(begin, query, key, value)
-    empty = swept.empty.tolist()  # the one time that the host asks the device
-    _account(layer, cohort, begin, held, empty)
-    return swept.output, _settled(swept.held, empty[-1])
+    after = Aligned(*(tensor.clone() for tensor in swept.held)) if is_recorded else swept.held
+    counts = _HostCopy(swept.empty)
+
+    def settled() -> Slots:
+        empty = counts.wait()
+        _account(layer, cohort, begin, held, empty)
+        return _settled(after, empty[-1])
+
+    return swept.output, settled
 
 
 def sweep_blocks(
@@ -215,9 +222,30 @@ def _account(layer: MemoryLayer, cohort: Cohort, begin: Aligned, held: Slots, em
 def _settled(held: Aligned, empty: list[int]) -> Slots:
     """What is held in places of its own, as many as the longest lane needs."""
     surplus = min(empty)
-    keys, values, positions = (tensor[:, :, surplus:].clone() for tensor in held[:3])
-    trace = held.trace.transpose(2, 3)[..., surplus:].clone().transpose(2, 3)
+    keys, values, positions, trace, _ = held
+    if surplus:
+        keys, values, positions = (tensor[:, :, surplus:].contiguous() for tensor in (keys, values, positions))
+        trace = trace.transpose(2, 3)[..., surplus:].contiguous().transpose(2, 3)  # channel by channel, as it was
     return Slots(keys, values, positions, trace, tuple(count - surplus for count in empty))
+
+
+class _HostCopy:
+    """Integers ``[m, n]`` on their way from the device to the host."""
+
+    def __init__(self, asked: Tensor) -> None:
+        self._values, self._has_come = asked, None
+        if asked.is_cuda:
+            self._values = torch.empty(asked.shape, dtype=asked.dtype, pin_memory=True)
+            self._values.copy_(asked, non_blocking=True)
+            self._has_come = torch.cuda.Event()
+            self._has_come.record()
+
+    def wait(self) -> list[list[int]]:
+        """The integers."""
+        if self._has_come is not None:
+            self._has_come.synchronize()
+        values: list[list[int]] = self._values.tolist()
+        return values
 
 
 # Recorded -------------------------------------------------------------------------------------------------------------

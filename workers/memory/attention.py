@@ -104,7 +104,8 @@ def sweep(
     memory, num_queries = layer.cache.memory, query.shape[2]
     held = layer.held_by(cohort, key, value)
     seen = max(0, layer.seen_tokens - cohort.padding)
-    outputs, start = [], 0
+    outputs: list[Tensor] = []
+    start = 0
     while start < num_queries:
         _, stop = next(blocks(seen, num_queries - start, memory.update_every))
         block = slice(start, start + stop)
@@ -113,8 +114,12 @@ def sweep(
         if isinstance(held, Slots) and (ahead := tokens_ahead(layer, held, query[:, :, start:], seen, options)):
             block = slice(start, start + ahead)
             tensors = (query[:, :, block], key[:, :, block], value[:, :, block])
-            output, held = sweep_ahead(layer, cohort, held, seen, *tensors, options)
+            output, settle = sweep_ahead(layer, cohort, held, seen, *tensors, options)
             seen += ahead
+            if block.stop == num_queries:
+                layer.owe(cohort, settle)
+                return output if not outputs else torch.cat([*outputs, output], dim=2)
+            held = settle()
         else:
             held = held.append(key[:, :, block], value[:, :, block], seen)
             output, held = watch(query[:, :, block], held, seen, options, memory)

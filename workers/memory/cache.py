@@ -47,12 +47,31 @@ class MemoryLayer(CacheLayerMixin):
         self._cache = weakref.ref(cache)
         self.seen_tokens = 0
         """Columns read, padding included."""
-        self.cohorts: dict[int, Slots | PackedSlots] = {}
-        """What the rows of each cohort hold, by their padding; without padding there is one, at 0."""
+        self._cohorts: dict[int, Slots | PackedSlots] = {}
         self.options: AttentionOptions | None = None
         """What the model asked of this layer's attention in the last call."""
         self.open: OpenSlots | None = None
         """Set while a call is recorded or replayed: it then keeps no account here."""
+
+    @property
+    def cohorts(self) -> dict[int, Slots | PackedSlots]:
+        """What the rows of each cohort hold, by their padding; without padding there is one, at 0."""
+        self.cache.settle()
+        return self._cohorts
+
+    @cohorts.setter
+    def cohorts(self, held: dict[int, Slots | PackedSlots]) -> None:
+        self.cache.settle()
+        self._cohorts = held
+
+    def owe(self, cohort: Cohort, settled: Callable[[], Slots]) -> None:
+        """What a cohort holds, to be asked when somebody wants to know: the device may be at it until then."""
+
+        def settle() -> None:
+            self._cohorts[cohort.padding] = at_rest(settled())
+
+        self.cache.settle()
+        self.cache.settle_later(settle)
 
     @property
     def cache(self) -> MemoryCache:
@@ -171,13 +190,35 @@ class MemoryCache(Cache):
     def __init__(self, memory: Memory, num_layers: int, listener: UpdateListener | None = None) -> None:
         self.memory = memory
         self.listener = listener
-        self.meter = Meter()
+        self._meter = Meter()
+        self._owed: Callable[[], None] | None = None
         self.padding = Padding()
         self.is_open = True
         """False while the model's own attention is in place, which cannot use this cache."""
         self.is_torn = False
         """From the first layer's turn in a call to the last one's; after a call that failed in between for good."""
         super().__init__(layers=[MemoryLayer(index, self) for index in range(num_layers)])
+
+    @property
+    def meter(self) -> Meter:
+        """The account of bytes."""
+        self.settle()
+        return self._meter
+
+    @meter.setter
+    def meter(self, meter: Meter) -> None:
+        self.settle()
+        self._meter = meter
+
+    def settle_later(self, settle: Callable[[], None]) -> None:
+        """Call ``settle`` before anybody is told what a layer holds or has held."""
+        self._owed = settle
+
+    def settle(self) -> None:
+        """Ask what the device was doing when it was not waited for."""
+        owed, self._owed = self._owed, None
+        if owed is not None:
+            owed()
 
     def layer_begins(self, index: int) -> None:
         """Before a layer takes up the tokens of a call.

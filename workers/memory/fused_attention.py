@@ -1,7 +1,7 @@
 """Attention and spectrogram without ever writing the attention: two Triton kernels in the place of ``watching.attend``.
 
 The first is flash attention that also stores the log-sum-exp of every query. With it the second knows every weight
-without asking another query or slot: a program takes a few slots of a lane, walks over the queries by blocks of four
+without asking another query or slot: a program takes a few slots of a lane, walks over the queries by blocks of two
 hops, computes the weights anew from queries and keys, averages them over the query heads, and keeps the moving average
 over the frames' magnitudes (spec 3.1 and 3.2) in registers. So a block reads queries, keys and values, writes its
 output and the trace, and nothing that is as large as queries times slots.
@@ -26,11 +26,12 @@ from workers.memory.specs import NammSettings
 
 HOP = 16
 """The smallest side of a matrix product on a tensor core, and the published hop."""
-ROWS = 64
-"""Queries of a block of the second kernel: the side of a product on Hopper's tensor cores."""
+ROWS = 32
+"""Queries of a block of the second kernel."""
+OBSERVED_SLOTS, OBSERVED_WARPS, OBSERVED_STAGES = 64, 4, 3
+"""Of the second kernel; with ROWS, what took least time on an H200 at 512 queries and 4,608 slots, among forty
+settings: 103 µs. By arithmetic the products alone take 35 and the exponentials 20."""
 LOG2_E = 1.4426950408889634
-OBSERVED_SLOTS, OBSERVED_WARPS, OBSERVED_STAGES, OBSERVED_REGISTERS = 64, 4, 1, None
-"""Of the second kernel: what took least time on an H200 at 512 queries and 4,608 slots, among eight settings."""
 HEAD_SIZES = frozenset({16, 32, 64, 128, 256})
 
 
@@ -79,7 +80,7 @@ def attend_and_observe(
         *query.stride()[:3], keys.stride(0), keys.stride(1), trace.stride(0), trace.stride(1), trace.stride(2),
         heads, num_queries, num_slots, trace.shape[1], scale, HOP * math.log2(spectrum.ema),
         GROUP=group, SIZE=size, SLOTS=OBSERVED_SLOTS, STEP=HOP, ROWS=ROWS, UNIT=unit, PRECISION=precision,
-        num_warps=OBSERVED_WARPS, num_stages=OBSERVED_STAGES, maxnreg=OBSERVED_REGISTERS,
+        num_warps=OBSERVED_WARPS, num_stages=OBSERVED_STAGES,
     )  # fmt: skip
     return output, observed.transpose(1, 2).unflatten(0, (rows, heads))
 
@@ -248,7 +249,7 @@ def _observe(
         row = start + column
         is_row = row < num_queries
         paid = tl.zeros([SLOTS, ROWS], tl.float32)
-        for member in tl.static_range(GROUP):
+        for member in range(GROUP):
             head = (lane * GROUP + member).to(tl.int64)
             q = tl.load(
                 batch + (lane % heads * GROUP + member) * query_head + row[:, None] * query_row + channel[None, :],

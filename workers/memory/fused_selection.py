@@ -1,4 +1,4 @@
-"""From importances to the tokens that are kept, and their move to the front: three Triton kernels and one question.
+"""From importances to the tokens that are kept, and their move to the front: three Triton kernels.
 
 Shapes: B rows, H KV heads, K slots, d head size, C trace channels; L = B * H lanes.
 """
@@ -17,6 +17,7 @@ MOST_SLOTS = 16_384
 SIZES = frozenset({16, 32, 64, 128, 256})
 MOVED = 64
 """Slots that one program moves."""
+CHOOSE_WARPS = 16
 
 
 def can_choose(importance: Tensor) -> bool:
@@ -31,11 +32,19 @@ def chosen(
     rows, heads, num_slots = importance.shape
     importance, occupied = importance.contiguous(), occupied.contiguous()
     keep = torch.empty(rows, heads, num_slots, dtype=torch.bool, device=importance.device)
+    counts = torch.empty(rows * heads, dtype=torch.int32, device=importance.device)
     by_row = isinstance(threshold, Tensor)
+    thresholds, number = (threshold, 0.0) if by_row else (importance, threshold)
+    slots = max(16, triton.next_power_of_2(num_slots))
+    if is_even:
+        _count[(rows * heads,)](
+            importance, occupied, thresholds, counts, number, num_slots,
+            HEADS=heads, BY_ROW=by_row, SLOTS=slots, num_warps=CHOOSE_WARPS,
+        )  # fmt: skip
     _choose[(rows * heads,)](
-        importance, occupied, threshold if by_row else importance, keep,
-        0.0 if by_row else threshold, num_slots, num_slots if cap is None else cap,
-        HEADS=heads, IS_EVEN=is_even, BY_ROW=by_row, SLOTS=max(16, triton.next_power_of_2(num_slots)), num_warps=16,
+        importance, occupied, thresholds, counts, keep, number, num_slots, num_slots if cap is None else cap,
+        HEADS=heads, HEADS_AND_MORE=triton.next_power_of_2(heads), IS_EVEN=is_even, BY_ROW=by_row, SLOTS=slots,
+        num_warps=CHOOSE_WARPS,
     )  # fmt: skip
     return keep
 
@@ -99,14 +108,28 @@ def _is_wanted(importance, occupied, lane, threshold, slot, num_slots):
     return value, is_held, wanted
 
 
+@triton.jit(do_not_specialize=["num_slots"])
+def _count(
+    importance, occupied, thresholds, counts, threshold, num_slots,
+    HEADS: tl.constexpr, BY_ROW: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """How many of a lane are wanted."""
+    lane = tl.program_id(0).to(tl.int64)
+    if BY_ROW:
+        threshold = tl.load(thresholds + lane // HEADS)
+    _, _, wanted = _is_wanted(importance, occupied, lane, threshold, tl.arange(0, SLOTS), num_slots)
+    tl.store(counts + lane, tl.sum(wanted.to(tl.int32), 0))
+
+
 @triton.jit(do_not_specialize=["num_slots", "cap"])
 def _choose(
-    importance, occupied, thresholds, keep, threshold, num_slots, cap,
-    HEADS: tl.constexpr, IS_EVEN: tl.constexpr, BY_ROW: tl.constexpr, SLOTS: tl.constexpr,
+    importance, occupied, thresholds, counts, keep, threshold, num_slots, cap,
+    HEADS: tl.constexpr, HEADS_AND_MORE: tl.constexpr, IS_EVEN: tl.constexpr, BY_ROW: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
     """One lane: how many its row's greediest head wants, or itself, and as many of its own best.
 
-    The least of those is found byte by byte, among integers that are ordered as the importances are.
+    The least of those is found two bits at a time, among integers that are ordered as the importances are.
     """
     lane = tl.program_id(0).to(tl.int64)
     row = lane // HEADS
@@ -114,35 +137,30 @@ def _choose(
     if BY_ROW:
         threshold = tl.load(thresholds + row)
     value, is_held, wanted = _is_wanted(importance, occupied, lane, threshold, slot, num_slots)
-    count = tl.sum(wanted.to(tl.int32), 0)
     if IS_EVEN:
-        for head in range(HEADS):
-            _, _, others = _is_wanted(importance, occupied, row * HEADS + head, threshold, slot, num_slots)
-            count = tl.maximum(count, tl.sum(others.to(tl.int32), 0))
+        head = tl.arange(0, HEADS_AND_MORE)
+        count = tl.max(tl.load(counts + row * HEADS + head, mask=head < HEADS, other=0), 0)
+    else:
+        count = tl.sum(wanted.to(tl.int32), 0)
     count = tl.minimum(count, cap)
     bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     ordered = tl.where(is_held, ordered, -2147483648)
     ordered = tl.where(slot == num_slots - 1, 2147483647, ordered)
     ordered = tl.where(slot < num_slots, ordered, -2147483648)
-    # The highest byte of the least first; those with a higher one are kept, and looked for no longer.
-    missing = count
-    least = tl.zeros([], tl.int32)
-    digit = tl.arange(0, 256)
-    for place in tl.static_range(4):
-        byte = (ordered >> (24 - 8 * place)) & 255
-        if place == 0:
-            byte = byte ^ 128  # negative numbers come first
-            is_alike = slot >= 0
-        else:
-            is_alike = (ordered >> (32 - 8 * place)) == least
-        number = tl.histogram(byte, 256, mask=is_alike)
-        at_least = tl.cumsum(number, 0, reverse=True)
-        chosen = tl.sum((at_least >= missing).to(tl.int32), 0) - 1
-        missing -= tl.sum(tl.where(digit == chosen, at_least - number, 0), 0)
-        least = chosen - 128 if place == 0 else least * 256 + chosen
+    least = tl.where(tl.sum((ordered >= 0).to(tl.int32), 0) >= count, 0, -2147483648)
+    for pair in range(15):
+        step = 1 << (29 - 2 * pair)
+        # Three counts in one integer: of slots at least one, two and three steps above.
+        above = (ordered >= least + step).to(tl.int64) + ((ordered >= least + 2 * step).to(tl.int64) << 20)
+        above = tl.sum(above + ((ordered >= least + 3 * step).to(tl.int64) << 40), 0)
+        enough = ((above & 0xFFFFF) >= count).to(tl.int32) + (((above >> 20) & 0xFFFFF) >= count).to(tl.int32)
+        least += step * (enough + ((above >> 40) >= count).to(tl.int32))
+    if tl.sum((ordered >= least + 1).to(tl.int32), 0) >= count:
+        least += 1
     is_above = ordered > least
     is_at = ordered == least
+    missing = count - tl.sum(is_above.to(tl.int32), 0)
     kept = is_above | (is_at & (tl.cumsum(is_at.to(tl.int32), 0) <= missing))
     kept = kept & (is_held | (slot == num_slots - 1))
     tl.store(keep + lane * num_slots + slot, kept.to(tl.int8), mask=slot < num_slots)

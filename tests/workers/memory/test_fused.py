@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from workers.memory.features import SpectralSums
 from workers.memory.memory import LayerView
 from workers.memory.namm import Namm
 from workers.memory.options import AttentionOptions
+from workers.memory.padding import Cohort
 from workers.memory.scorer import importances
 from workers.memory.selection import select_wanted
 from workers.memory.slots import Slots
@@ -189,6 +191,34 @@ def wide_model() -> PreTrainedModel:
         attn_implementation="eager",
     )  # fmt: skip
     return LlamaForCausalLM(config).eval().to(DEVICE)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_DEVICE, reason="an accelerator is waited for, a processor is not")
+@pytest.mark.parametrize("is_recorded", [False, True], ids=["launched", "recorded"])
+def test_a_sweep_waits_for_nothing(is_recorded, monkeypatch):
+    """Nor does what lies around it: the host may be several layers ahead of the device."""
+    memory = Namm(SETTINGS, torch.zeros(1, SETTINGS.genome_size, device=DEVICE), None)
+    monkeypatch.setattr(ahead, "_is_worth_recording", lambda _: is_recorded)
+    model, ids = wide_model(), random_ids(1, 256).to(DEVICE)
+    with torch.inference_mode(), memory_attached(model, memory) as cache:
+        for _ in range(2):  # kernels are compiled, and the sweep is recorded
+            model(input_ids=ids, past_key_values=cache)
+        cache.settle()
+        held = cache.layers[0].held
+        assert isinstance(held, Slots)
+        query = torch.randn(1, 4, 256, 16, device=DEVICE)
+        key = torch.randn(1, 2, 256, 16, device=DEVICE)
+        everyone, options = Cohort(0, None), AttentionOptions(scaling=0.25)
+        sweep_ahead = partial(ahead.sweep_ahead, cache.layers[0], everyone, held, 512, query, key, key, options)
+        for _ in range(3):
+            sweep_ahead()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            _, settle = sweep_ahead()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert settle().num_slots
 
 
 def as_a_graph(call: Callable[[], ahead.Swept]) -> Callable[[], ahead.Swept]:
