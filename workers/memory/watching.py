@@ -1,10 +1,10 @@
 """Attention that tells a memory what it paid, tile by tile: the seam where an accelerator's kernel takes over.
 
-:func:`watch` is all that the rest of the project calls. It hands the queries of a block to the fused kernel of
-``fused_attention.py`` where that can serve them, or else to :func:`attend`, plain torch on any device: a tile of queries at a
-time and as many lanes (a KV head of a row) as keep the tile's scores small enough for a processor's cache. The
-attention of a tile is taken in by the memory's observer before the next tile is begun, so that no more than a tile of
-it ever exists.
+:func:`watch` is all that the rest of the project calls. It hands the queries of a block to the kernels of
+``fused_attention.py`` where these can serve them, or else to :func:`attend`, plain torch on any device: a tile of
+queries at a time and as many lanes (a KV head of a row) as keep the tile's scores small enough for a processor's cache.
+The attention of a tile is taken in by the memory's observer before the next tile is begun, so that no more than a tile
+of it ever exists.
 
 Shapes: B rows, H KV heads, r query heads per KV head, n queries, K slots, d head size; L = B * H lanes; l, t and c are
 lanes, queries and slots of a tile.
