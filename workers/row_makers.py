@@ -26,7 +26,9 @@ def row_makers(maker: RowMaker, processes: int) -> Iterator[Callable[[Level, int
     with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_take_maker, initargs=(maker,)) as pool:
 
         def order(level: Level, step: int, count: int) -> Rows:
-            size = max(1, count // (2 * processes))  # short rows by the dozen: a message takes longer than such a row
+            # Several steps are asked for in advance, so each needs fewer pieces than there are processes; and a message
+            # takes the process that trains as long as a row takes one of these.
+            size = max(1, 2 * count // processes)
             pieces = [range(start, min(start + size, count)) for start in range(0, count, size)]
             made = [pool.submit(_made, level, step, piece) for piece in pieces]
             return lambda: [row for piece in made for row in piece.result()]

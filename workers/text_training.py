@@ -2,7 +2,8 @@
 
 A byte-pair tokenizer is learned from the corpus, then a decoder of six layers learns to look things up in code and
 prose of up to 8,192 tokens (``workers.text_curriculum``). Matrices are trained by Muon, the rest by AdamW; a few heads
-begin by looking a few tokens back (``workers.text_model``). An interrupted training goes on where it was last saved.
+of the first two layers begin by looking a few tokens back (``workers.text_model``). An interrupted training goes on
+where it was last saved.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from workers.training_parts import learning_rate_share
 MUON_LEARNING_RATE, ADAM_LEARNING_RATE, EMBEDDING_LEARNING_RATE = 0.02, 2e-3, 6e-3
 SAVE_SECONDS, SAVE_PAUSE = 60.0, 20.0
 """Between two savings of an unfinished training, at least; and how many times as long as the last one took."""
-STEPS_AHEAD = 4
+STEPS_AHEAD = 8
 """Steps whose rows are asked for in advance, so that rows are made while the model learns. Their levels are chosen then
 too, by what was known of the curriculum at that step: the result does not depend on who is faster."""
 STATE = "training"

@@ -109,19 +109,27 @@ def test_short_documents_are_crowded_and_ask_no_fact_twice(maker):
         assert len(questions) == len(set(questions))
 
 
-def test_the_first_heads_of_a_new_model_look_back_whatever_stands_there():
-    shape = dataclasses.replace(TINY, hidden=96, query_heads=6, kv_heads=3, head_size=64, max_tokens=256)
+def test_some_heads_of_a_new_model_look_back_whatever_stands_there():
+    shape = dataclasses.replace(TINY, hidden=96, layers=2, query_heads=6, kv_heads=3, head_size=64, max_tokens=256)
     model = new_text_model(shape, seed=0)
     model.config._attn_implementation = "eager"
     ids = torch.randint(3, 400, (1, 200))
-    attention = model(ids, output_attentions=True).attentions[0][0]
-    for head, (distance, sharpness) in enumerate(LOOKS_BACK):
-        back = np.arange(50)
-        looked_at = np.array([attention[head].diagonal(-int(x))[50:].mean().item() for x in back])
-        assert (looked_at @ back) / looked_at.sum() == pytest.approx(distance, abs=0.2)
-        assert (looked_at[int(distance)] > 0.95) == (sharpness == 8.0)
-        assert looked_at[np.abs(back - distance) <= 2].sum() > 0.95
-    assert max(attention[5].diagonal(-back)[50:].mean().item() for back in range(8)) < 0.2, "others are free"
+    layers = model(ids, output_attentions=True).attentions
+    near = np.arange(12)
+    for look in LOOKS_BACK:
+        looked_at = np.array([layers[look.layer][0, look.head].diagonal(-int(x))[50:].mean().item() for x in near])
+        assert abs(looked_at.argmax() - look.distance) <= 0.5
+        assert (looked_at.max() > 0.95) == (look.sharpness == 8.0), "one token or a few"
+        around = np.abs(near - look.distance) <= 2
+        assert looked_at[around].mean() > 2 * looked_at[~around].mean()
+    free = layers[1][0, 5]
+    assert max(free.diagonal(-int(x))[50:].mean().item() for x in near) < 0.05, "others look as they like"
+
+
+def test_what_is_near_a_value_and_what_is_asked_are_said_alike():
+    of_second_layer = [look for look in LOOKS_BACK if look.layer == 1]
+    shape = TextShape()
+    assert len({look.head // (shape.query_heads // shape.kv_heads) for look in of_second_layer}) == 1, "one KV head"
 
 
 def test_muon_says_what_that_of_torch_says():
@@ -146,6 +154,10 @@ def test_the_curriculum_moves_on_when_a_level_is_mastered_or_time_is_up():
     assert curriculum.reached == 1
     curriculum.report(0, 1.0)
     assert curriculum.reached == 1, "an earlier level says nothing about this one"
+    for _ in range(8):
+        curriculum.report(curriculum.reached, 0.9)
+    assert (curriculum.reached, LEVELS[3].length) == (3, 1024), "of long documents more must be right"
+    curriculum = TextCurriculum()
     rng = np.random.default_rng(0)
     assert curriculum.next_level(rng, share=LATEST_SHARES[2]) <= 3
     assert curriculum.reached == 3
