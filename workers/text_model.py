@@ -28,7 +28,7 @@ class LookBack:
     """Of its attention around there: above about 5 it sees one token, below 1 a few (``look_back``)."""
 
 
-LOOKS_BACK = (
+LOOKS_BACK: tuple[LookBack, ...] = (
     LookBack(layer=0, head=0, distance=1.0, sharpness=8.0),
     LookBack(layer=0, head=1, distance=2.0, sharpness=8.0),
     LookBack(layer=1, head=2, distance=2.5, sharpness=0.5),
