@@ -21,9 +21,16 @@ def row_makers(maker: RowMaker, processes: int) -> Iterator[Callable[[Level, int
     if not processes:
         yield lambda level, step, count: lambda: maker.rows(level, step, range(count))
         return
-    # Spawned, because a fork of a process that uses an accelerator may hang.
+    # Spawned, because a fork of a process that uses an accelerator may hang. The maker holds all text: an argument is
+    # written to a pipe that is not read before a process has imported what it needs, and the one that trains would wait
+    # for that, ten seconds for each of them; a queue is written to by a thread of its own.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_take_maker, initargs=(maker,)) as pool:
+    makers: multiprocessing.Queue[RowMaker] = spawn.Queue()
+    for _ in range(processes):
+        makers.put(maker)
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_take_maker, initargs=(makers,)) as pool:
+        for _ in range(processes):  # all of them now, not when the first slow rows are asked for
+            pool.submit(os.getpid)
 
         def order(level: Level, step: int, count: int) -> Rows:
             # Several steps are asked for in advance, so each needs fewer pieces than there are processes; and a message
@@ -36,6 +43,7 @@ def row_makers(maker: RowMaker, processes: int) -> Iterator[Callable[[Level, int
         try:
             yield order
         finally:
+            makers.cancel_join_thread()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -43,9 +51,9 @@ _MAKERS: list[RowMaker] = []
 """Of this process, once it has been told."""
 
 
-def _take_maker(maker: RowMaker) -> None:
+def _take_maker(makers: multiprocessing.Queue[RowMaker]) -> None:
     threading.Thread(target=_end_with_the_trainer, daemon=True).start()
-    _MAKERS[:] = [maker]
+    _MAKERS[:] = [makers.get()]
 
 
 def _end_with_the_trainer() -> None:

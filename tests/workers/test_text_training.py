@@ -24,6 +24,7 @@ from workers.checksum import weights_sha256
 from workers.errors import ModelError
 from workers.line_encoder import LineEncoder
 from workers.muon import Muon
+from workers.row_makers import row_makers
 from workers.text_curriculum import (
     ANSWERS_WEIGHT,
     BREAK_WEIGHT,
@@ -288,8 +289,21 @@ if __name__ == "__main__":
 class StandIn:
     """Of a row, says which process made it."""
 
+    def __init__(self, num_chars: int = 0) -> None:
+        self.text = num_chars * "x"
+
     def rows(self, _level: object, _step: int, numbers: range) -> list[int]:
         return [os.getpid() for _ in numbers]
+
+
+def test_who_orders_rows_does_not_wait_for_processes_to_start():
+    started = time.monotonic()
+    with row_makers(StandIn(4_000_000), 2) as order:
+        ordered = [order(LEVELS[0], step, 4) for step in range(3)]
+        asked = time.monotonic() - started
+        assert all(len(rows()) == 4 for rows in ordered)
+        made = time.monotonic() - started
+    assert asked < made / 2
 
 
 def test_processes_that_make_rows_do_not_outlive_a_killed_trainer(tmp_path):
