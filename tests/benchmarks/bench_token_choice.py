@@ -40,6 +40,8 @@ MARKS = (0.5, 0.6, 0.7, 0.75, 0.8)
 """Fitness to reach."""
 HEAD_RIVALS: tuple[RivalName, ...] = ("snapkv", "h2o", "tova", "recent")
 """Given the memory's own bytes in every head."""
+EXAMPLES_PER_UNIT = 8
+"""Read side by side at most."""
 SAY_EVERY = 10
 """Generations between two lines of progress."""
 
@@ -94,13 +96,28 @@ class Plan:
     update_every: int = 256
     population: int = 32
     pool: int = 48
+    """Examples of each task to draw from, where ``per_generation`` are drawn."""
     per_generation: int = 2
     """Examples of each task."""
+    more: Mapping[str, int] = field(default_factory=dict)
+    """Examples of some kinds instead: what a genome is worth shows soonest where answers are lost."""
+    kept_target: float | None = None
+    """In place of a variant's own."""
+    starts: str | None = None
+    """Folder of the memory to go on from, with ``{seed}`` in its name; None starts from zeros."""
     valid: int = 8
     """Held-out examples of each task."""
     warm_steps: int = 300
     """Of a warm start's fit."""
     seed: int = 0
+
+    def drawn_of(self, kind: str) -> int:
+        """Examples of a kind in each generation."""
+        return self.more.get(kind, self.per_generation)
+
+    def pool_of(self, kind: str) -> int:
+        """Examples of a kind to draw from: all come as often again."""
+        return self.pool * self.drawn_of(kind) // self.per_generation
 
     @property
     def tasks(self) -> tuple[CorpusTaskSettings, ...]:
@@ -116,21 +133,18 @@ def settings_of(variant: Variant, plan: Plan) -> NammSettings:
 def evolve(name: str, plan: Plan) -> dict[str, Any]:
     """One variant: its history, and how its mean genome fares on held-out examples."""
     variant = VARIANTS[name]
-    settings, fitness = settings_of(variant, plan), FitnessSettings(**variant.fitness)
+    settings, fitness = settings_of(variant, plan), fitness_of(variant, plan)
     evaluator = EvaluatorRecipe(model=plan.model, tasks=plan.tasks).build()
     names = [task.name for task in plan.tasks]
-    units = UnitSettings(candidates_per_unit=plan.population, examples_per_unit=plan.per_generation)
-    full, spec = full_cache(evaluator, settings, names, units, plan)
+    units = UnitSettings(candidates_per_unit=plan.population, examples_per_unit=EXAMPLES_PER_UNIT)
+    full, spec = full_cache(evaluator, settings, units, plan)
     started = time.monotonic()
-    warm = WarmStartSettings(steps=plan.warm_steps)
-    found = warm_start(evaluator, names, settings, warm, plan.seed) if variant.is_warm else None
+    begin, spec = beginning(variant, settings, evaluator, spec, plan)
     search = Search(
-        SearchSettings(population=plan.population, generations=10_000),
-        settings.genome_size,
-        plan.seed,
-        None if found is None else found.genome,
+        SearchSettings(population=plan.population, generations=10_000), settings.genome_size, plan.seed, begin
     )
-    history = []
+    history: list[dict[str, float]] = []
+    means: list[np.ndarray] = []
     while time.monotonic() - started < plan.seconds or not history:
         begun = time.monotonic()
         generation, genomes = search.generation, search.ask()
@@ -139,7 +153,7 @@ def evolve(name: str, plan: Plan) -> dict[str, Any]:
             memory_name="namm",
             memory=spec,
             genomes=genomes,
-            examples=draw_examples(plan.seed, generation, names, plan.pool, plan.per_generation),
+            examples=drawn(plan, generation),
             split="train",
             settings=units,
             score="graded",
@@ -150,11 +164,11 @@ def evolve(name: str, plan: Plan) -> dict[str, Any]:
         figures = {"fitness": common, "ratio": result.ratio, "kept": result.kept_ratio}
         history.append({key: float(np.median(values)) for key, values in figures.items()})
         history[-1]["seconds"] = time.monotonic() - begun
+        means.append(search.mean)
         if generation % SAY_EVERY == 0:
             print(f"{name} seed {plan.seed}  generation {generation}  {told(history[-1])}", flush=True)
-    about = {"variant": name, "seed": plan.seed, "generations": search.generation}
-    memory = PretrainedMemory(spec, search.mean, about)
-    memory.save_pretrained(plan.out / named(name, plan.seed))
+            saved(name, plan, spec, means)
+    memory = saved(name, plan, spec, means)
     return {
         "name": name,
         "seed": plan.seed,
@@ -164,8 +178,47 @@ def evolve(name: str, plan: Plan) -> dict[str, Any]:
     }
 
 
+def fitness_of(variant: Variant, plan: Plan) -> FitnessSettings:
+    """The fitness of a variant."""
+    target = {} if plan.kept_target is None else {"kept_target": plan.kept_target}
+    return FitnessSettings(**{**variant.fitness, **target})
+
+
+def beginning(
+    variant: Variant, settings: NammSettings, evaluator: Evaluator, spec: NammSpec, plan: Plan
+) -> tuple[np.ndarray | None, NammSpec]:
+    """The genome that a search begins around, and the memory that it is of."""
+    names = [task.name for task in plan.tasks]
+    if plan.starts is not None:
+        earlier = PretrainedMemory.from_pretrained(plan.starts.format(seed=plan.seed))
+        if earlier.spec.settings != settings:
+            raise SystemExit(f"{plan.starts}: a memory of other settings than the variant's; start from one of its own")
+        return earlier.genome, earlier.spec
+    if variant.is_warm:
+        return warm_start(evaluator, names, settings, WarmStartSettings(steps=plan.warm_steps), plan.seed).genome, spec
+    return None, spec
+
+
+def drawn(plan: Plan, generation: int) -> dict[str, tuple[int, ...]]:
+    """The examples of a generation, by task."""
+    examples: dict[str, tuple[int, ...]] = {}
+    for task in plan.tasks:
+        examples |= draw_examples(plan.seed, generation, [task.name], plan.pool_of(task.kind), plan.drawn_of(task.kind))
+    return examples
+
+
+def saved(name: str, plan: Plan, spec: NammSpec, means: Sequence[np.ndarray]) -> PretrainedMemory:
+    """Write the mean genome, and beside it the average of the last third of all means, which wanders less."""
+    about = {"variant": name, "seed": plan.seed, "generations": len(means)}
+    memory = PretrainedMemory(spec, means[-1], about)
+    memory.save_pretrained(plan.out / named(name, plan.seed))
+    averaged = np.mean(means[-max(1, len(means) // 3) :], axis=0)
+    PretrainedMemory(spec, averaged, about).save_pretrained(plan.out / f"{named(name, plan.seed)}-averaged")
+    return memory
+
+
 def full_cache(
-    evaluator: Evaluator, settings: NammSettings, names: Sequence[str], units: UnitSettings, plan: Plan
+    evaluator: Evaluator, settings: NammSettings, units: UnitSettings, plan: Plan
 ) -> tuple[FullCacheScores, NammSpec]:
     """Scores and feature statistics of the pool."""
     scored = [
@@ -175,7 +228,7 @@ def full_cache(
             memory_name="full",
             memory=NammSpec(settings=settings),
             genomes=np.zeros((1, settings.genome_size), np.float32),
-            examples={name: tuple(range(plan.pool)) for name in names},
+            examples={task.name: tuple(range(plan.pool_of(task.kind))) for task in plan.tasks},
             split="train",
             settings=units,
             score="graded",
@@ -221,7 +274,7 @@ def evaluations_to_reach(fitness: Sequence[float], mark: float, per_generation: 
 
 def printed(documents: Sequence[Mapping[str, Any]], plan: Plan) -> str:
     """The table in Markdown."""
-    per_generation = plan.population * plan.per_generation * len(KINDS)
+    per_generation = plan.population * sum(map(len, drawn(plan, 0).values()))
     rivals = [f"{rival}-head" for rival in HEAD_RIVALS]
     marks = [f"to {mark:g}" for mark in MARKS]
     heads = ["variant", "seed", "genome", "evaluations", *marks, "exact", "kept", *rivals]
@@ -276,6 +329,11 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--per-generation", type=int, default=2, help="documents of each kind (default: %(default)s)")
+    parser.add_argument("--more", nargs="*", default=[], metavar="KIND=N", help="documents of some kinds instead")
+    parser.add_argument("--pool", type=int, default=48, help="documents of each kind to draw from")
+    parser.add_argument("--valid", type=int, default=8, help="held-out documents of each kind")
+    parser.add_argument("--kept-target", type=float, help="in place of the variants' own")
+    parser.add_argument("--from", dest="starts", help="memory to go on from: a folder with {seed} in its name")
     parser.add_argument("--warm-steps", type=int, default=300, help="of a warm start's fit (default: %(default)s)")
     options = parser.parse_args()
     dtype = "float32" if options.device == "cpu" else "bfloat16"
@@ -285,6 +343,11 @@ def main() -> None:
         out=options.out,
         seconds=options.seconds,
         per_generation=options.per_generation,
+        more={kind: int(count) for kind, _, count in (entry.partition("=") for entry in options.more)},
+        pool=options.pool,
+        valid=options.valid,
+        kept_target=options.kept_target,
+        starts=options.starts,
         warm_steps=options.warm_steps,
     )
     print(printed(run(options.variants, plan, options.seeds), plan))

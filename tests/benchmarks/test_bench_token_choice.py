@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator import fitness
 from tests.benchmarks.bench_token_choice import (
+    KINDS,
     VARIANTS,
     Plan,
+    drawn,
     evaluations_to_reach,
     evolve,
     printed,
@@ -45,6 +49,40 @@ def test_a_generation_on_a_model_that_knows_nothing(tmp_path, monkeypatch, capsy
     assert "| all-price | 3 | 4,502 | 20 |" in printed([document], plan)
     memory = PretrainedMemory.from_pretrained(tmp_path / "all-price-seed3")
     assert memory.genome.shape == (4502,)
+
+
+def test_kinds_where_answers_are_lost_are_drawn_more_often_from_as_many_more(tmp_path):
+    plan = Plan(
+        model=ModelSettings(path_or_id="any"), out=tmp_path, seconds=0.0, pool=6, per_generation=1,
+        more={"text_variable": 4},
+    )  # fmt: skip
+    counts = {name: len(indices) for name, indices in drawn(plan, 0).items()}
+    assert counts == {f"{kind}-2048": 4 if kind == "text_variable" else 1 for kind in KINDS}
+    assert (plan.pool_of("text_variable"), plan.pool_of("text_kv")) == (24, 6)
+    assert drawn(plan, 0) != drawn(plan, 1)
+
+
+def test_a_search_goes_on_from_a_memory_that_was_evolved_and_from_no_other(tmp_path, monkeypatch):
+    """Of the same settings, with the statistics that it was evolved with."""
+    monkeypatch.setattr(fitness, "SMALLEST_FULL_CACHE_SCORE", 0.0)
+    model = ModelSettings(path_or_id=str(write_text_model(tmp_path / "model", vocabulary=2048)))
+    plan = Plan(
+        model=model, out=tmp_path / "first", seconds=0.0, length=512, population=4, pool=1, per_generation=1, valid=1,
+        kept_target=0.3,
+    )  # fmt: skip
+    evolve("offsets-lookahead-target", plan)
+    first = PretrainedMemory.from_pretrained(tmp_path / "first" / "offsets-lookahead-target-seed0")
+    starts = str(tmp_path / "first" / "offsets-lookahead-target-seed{seed}")
+    later = replace(plan, out=tmp_path / "later", pool=2, starts=starts)
+    evolve("offsets-lookahead", later)
+    second = PretrainedMemory.from_pretrained(tmp_path / "later" / "offsets-lookahead-seed0")
+    averaged = PretrainedMemory.from_pretrained(tmp_path / "later" / "offsets-lookahead-seed0-averaged")
+    assert second.spec == first.spec
+    assert (second.genome != first.genome).any()
+    assert abs(second.genome - first.genome).max() < 0.5
+    assert (averaged.genome == second.genome).all()  # of one generation
+    with pytest.raises(SystemExit, match="a memory of other settings"):
+        evolve("published", later)
 
 
 @pytest.mark.slow
