@@ -21,24 +21,30 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from orchestrator.config import UnitSettings
-from orchestrator.evaluation import ALLOCATIONS, CONTROL, FULL, MEMORY, Allocation, EvaluationPlan, evaluate, turn_dial
+from orchestrator.evaluation import ALLOCATIONS, CONTROL, FULL, MEMORY, Allocation, EvaluationPlan, evaluate
+from orchestrator.units import plan_units
 from tasks.corpus_task import CorpusTaskSettings
 from tests.benchmarks.bench_token_choice import KINDS
 from workers.evaluator import Evaluator, EvaluatorRecipe
+from workers.memory.dial import find_threshold
 from workers.memory.pretrained import PretrainedMemory
-from workers.memory.specs import RivalName
+from workers.memory.specs import MemorySpec, RivalName, RivalSpec
 from workers.settings import ModelSettings
 
 OTHER_KINDS = ("text_kvdense", "text_next_line", "text_passage_line")
 """Never evolved on."""
 RIVALS: tuple[RivalName, ...] = tuple(name for name in get_args(RivalName) if name != "full")
 RESAMPLES = 2000
+DIAL_DOCUMENTS = 2
+"""Of each kind, that a dial is turned on."""
+DialUnit = Literal["tokens", "bytes"]
+"""``tokens``: held in the end. ``bytes``: of keys and values, averaged over the text."""
 
 Row = dict[str, Any]
 """One memory or rival on one task, for one seed."""
@@ -98,25 +104,41 @@ def measured(model: ModelSettings, jobs: Sequence[Job], processes: int) -> Itera
             yield done.result()
 
 
-def turned(model: ModelSettings, folders: Sequence[str], kept_ratio: float, length: int, out: Path) -> list[str]:
-    """The memories with their dials turned until they keep so much of a training document of each kind; new folders."""
+def turned(
+    model: ModelSettings, folders: Sequence[str], wanted: float, length: int, out: Path, unit: DialUnit = "tokens"
+) -> list[str]:
+    """The memories with their dials turned until they hold so much of training documents of each kind; new folders."""
     prepare(model, tuple(CorpusTaskSettings(kind=kind, length=length) for kind in KINDS))  # type: ignore[arg-type]
-    plan = EvaluationPlan(
-        generation=1,
-        examples={f"{kind}-{length}": (0,) for kind in KINDS},
-        control_examples=(0,),
-        rivals=(),
-        units=UnitSettings(candidates_per_unit=1, examples_per_unit=1),
-        seed=0,
-        score="graded",
-    )
     found = []
     for folder in folders:
         memory = PretrainedMemory.from_pretrained(folder)
-        memory = turn_dial(memory, kept_ratio, plan, lambda units: [_EVALUATOR[0].score(unit) for unit in units])
-        found.append(str(out / f"{Path(folder).name}-kept-{kept_ratio:g}"))
-        memory.save_pretrained(found[-1])
+        at = find_threshold(_held_by(memory, length, unit), wanted)
+        found.append(str(out / f"{Path(folder).name}-{unit}-{wanted:g}"))
+        spec = replace(memory.spec, threshold=at.threshold)
+        memory.turned(spec, {f"kept_{unit}": wanted, "reached": at.kept}).save_pretrained(found[-1])
     return found
+
+
+def _held_by(memory: PretrainedMemory, length: int, unit: DialUnit) -> Callable[[float], float]:
+    """What a memory holds at a threshold, as a share of what the full cache holds of the same documents."""
+
+    def held(spec: MemorySpec, genome: np.ndarray) -> float:
+        units = plan_units(
+            generation=0,
+            memory_name=MEMORY,
+            memory=spec,
+            genomes=genome[None],
+            examples={f"{kind}-{length}": tuple(range(DIAL_DOCUMENTS)) for kind in KINDS},
+            split="train",
+            settings=UnitSettings(candidates_per_unit=1, examples_per_unit=DIAL_DOCUMENTS),
+            score="graded",
+        )
+        scored = [_EVALUATOR[0].score(each) for each in units]
+        column = "held_tokens" if unit == "tokens" else "mean_bytes"
+        return float(np.mean([getattr(each, column) for each in scored]))
+
+    whole = held(RivalSpec(name="full", update_every=memory.spec.settings.update_every), np.zeros(0, np.float32))
+    return lambda threshold: held(replace(memory.spec, threshold=threshold), memory.genome) / whole
 
 
 def jobs_for(
@@ -258,7 +280,9 @@ def main() -> None:
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS)
     parser.add_argument("--allocations", nargs="+", choices=ALLOCATIONS, default=ALLOCATIONS)
     parser.add_argument("--others", nargs="*", default=OTHER_KINDS, help="kinds that were never evolved on")
-    parser.add_argument("--kept-ratio", type=float, help="turn the dial of each memory there first")
+    dial = parser.add_mutually_exclusive_group()
+    dial.add_argument("--kept-ratio", type=float, help="turn the dial of each memory to this share of the tokens first")
+    dial.add_argument("--kept-bytes", type=float, help="or to this share of the bytes, averaged over the text")
     parser.add_argument("--lengths", nargs="+", type=int, default=[2048, 4096, 8192])
     parser.add_argument("--documents", nargs="+", type=int, default=[12, 8, 4], help="of each kind, by length")
     parser.add_argument("--processes", type=int, default=1)
@@ -271,8 +295,13 @@ def main() -> None:
         sizes = list(zip(options.lengths, options.documents, strict=True))
         options.out.parent.mkdir(parents=True, exist_ok=True)
         memories = options.memories
-        if options.kept_ratio is not None:
-            memories = turned(model, memories, options.kept_ratio, sizes[0][0], options.out.parent)
+        wanted: tuple[tuple[float | None, DialUnit], ...] = (
+            (options.kept_ratio, "tokens"),
+            (options.kept_bytes, "bytes"),
+        )
+        for share, unit in wanted:
+            if share is not None:
+                memories = turned(model, memories, share, sizes[0][0], options.out.parent, unit)
         template = Job("", "", 0, 0, tuple(options.rivals), tuple(options.allocations))
         jobs = jobs_for(memories, options.beside, sizes, template, options.others)
         with options.out.open("w", encoding="utf-8") as lines:  # a line a job, so that nothing is lost with the rest

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.benchmarks import bench_generation, bench_rivals
+from tests.benchmarks import bench_rivals
 from tests.benchmarks.bench_rivals import Job, jobs_for, measured, printed
 from tests.text_model import write_text_model
 from workers.memory.pretrained import PretrainedMemory
@@ -44,26 +44,13 @@ def test_memories_are_compared_by_seed_with_every_rival(folder, monkeypatch):
     assert "| text_fact_code | 0" in text
 
 
-def test_a_dial_is_turned_for_all_kinds_together(folder, monkeypatch, tmp_path):
+@pytest.mark.parametrize("unit", ["tokens", "bytes"])
+def test_a_dial_is_turned_for_all_kinds_together(folder, monkeypatch, tmp_path, unit):
     monkeypatch.setattr(bench_rivals, "KINDS", ("text_fact_code", "text_kv"))
     model = ModelSettings(path_or_id=str(folder / "model"))
-    (found,) = bench_rivals.turned(model, [str(folder / "memory-seed0")], 0.6, 512, tmp_path)
-    assert found == str(tmp_path / "memory-seed0-kept-0.6")
+    (found,) = bench_rivals.turned(model, [str(folder / "memory-seed0")], 0.6, 512, tmp_path, unit)
+    assert found == str(tmp_path / f"memory-seed0-{unit}-0.6")
     memory = PretrainedMemory.from_pretrained(found)
     assert memory.spec.threshold != 0.0
+    assert memory.origin["dial"]["reached"] == pytest.approx(0.6, abs=0.05)
     assert memory.spec.settings == PretrainedMemory.from_pretrained(folder / "memory-seed0").spec.settings
-
-
-def test_a_straight_line_goes_through_points_on_one():
-    assert bench_generation.line([1, 2, 4], [1.5, 2.5, 4.5]) == "0.50 s + 1.0000 s for each (R² 1.000)"
-
-
-def test_what_a_generation_costs_is_printed(folder, monkeypatch, capsys):
-    arguments = ["--model", str(folder / "model"), "--memory", str(folder / "memory-seed0"), "--length", "512"]
-    monkeypatch.setattr(
-        "sys.argv", ["bench_generation", *arguments, "--populations", "1", "2", "--documents", "1", "2"]
-    )
-    bench_generation.main()
-    printed_lines = capsys.readouterr().out.splitlines()
-    assert printed_lines[0].startswith("2 genomes x 2 documents of 512 tokens: ")
-    assert printed_lines[1].startswith("documents [1, 2]: ")
