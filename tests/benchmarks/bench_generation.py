@@ -86,7 +86,7 @@ def grown(
 def random_memory(evaluator: Evaluator, task: str) -> PretrainedMemory:
     """A genome at random that keeps a quarter of a document."""
     settings = NammSettings(update_every=256, heads="ragged")
-    genome = np.random.default_rng(0).normal(0.0, 0.3, settings.genome_size)
+    genome = np.random.default_rng(0).normal(0.0, 0.3, settings.genome_size).astype(np.float32)
     plan = EvaluationPlan(
         generation=0,
         examples={task: (0,)},

@@ -120,6 +120,11 @@ class Plan:
         return self.pool * self.drawn_of(kind) // self.per_generation
 
     @property
+    def units(self) -> UnitSettings:
+        """A unit holds all genomes."""
+        return UnitSettings(candidates_per_unit=self.population, examples_per_unit=EXAMPLES_PER_UNIT)
+
+    @property
     def tasks(self) -> tuple[CorpusTaskSettings, ...]:
         return tuple(CorpusTaskSettings(kind=kind, length=self.length) for kind in KINDS)
 
@@ -133,11 +138,9 @@ def settings_of(variant: Variant, plan: Plan) -> NammSettings:
 def evolve(name: str, plan: Plan) -> dict[str, Any]:
     """One variant: its history, and how its mean genome fares on held-out examples."""
     variant = VARIANTS[name]
-    settings, fitness = settings_of(variant, plan), fitness_of(variant, plan)
+    settings = settings_of(variant, plan)
     evaluator = EvaluatorRecipe(model=plan.model, tasks=plan.tasks).build()
-    names = [task.name for task in plan.tasks]
-    units = UnitSettings(candidates_per_unit=plan.population, examples_per_unit=EXAMPLES_PER_UNIT)
-    full, spec = full_cache(evaluator, settings, units, plan)
+    full, spec = full_cache(evaluator, settings, plan)
     started = time.monotonic()
     begin, spec = beginning(variant, settings, evaluator, spec, plan)
     search = Search(
@@ -146,27 +149,10 @@ def evolve(name: str, plan: Plan) -> dict[str, Any]:
     history: list[dict[str, float]] = []
     means: list[np.ndarray] = []
     while time.monotonic() - started < plan.seconds or not history:
-        begun = time.monotonic()
-        generation, genomes = search.generation, search.ask()
-        planned = plan_units(
-            generation=generation,
-            memory_name="namm",
-            memory=spec,
-            genomes=genomes,
-            examples=drawn(plan, generation),
-            split="train",
-            settings=units,
-            score="graded",
-        )
-        result = losses([evaluator.score(unit) for unit in planned], full, fitness, plan.population, generation)
-        search.tell(result.loss)
-        common = result.ratio - 0.5 * result.kept_ratio
-        figures = {"fitness": common, "ratio": result.ratio, "kept": result.kept_ratio}
-        history.append({key: float(np.median(values)) for key, values in figures.items()})
-        history[-1]["seconds"] = time.monotonic() - begun
+        history.append(one_generation(search, spec, fitness_of(variant, plan), full, evaluator, plan))
         means.append(search.mean)
-        if generation % SAY_EVERY == 0:
-            print(f"{name} seed {plan.seed}  generation {generation}  {told(history[-1])}", flush=True)
+        if len(history) % SAY_EVERY == 1:
+            print(f"{name} seed {plan.seed}  generation {len(history) - 1}  {told(history[-1])}", flush=True)
             saved(name, plan, spec, means)
     memory = saved(name, plan, spec, means)
     return {
@@ -174,28 +160,52 @@ def evolve(name: str, plan: Plan) -> dict[str, Any]:
         "seed": plan.seed,
         "genome": settings.genome_size,
         "history": history,
-        **held_out(memory, evaluator, names, plan),
+        **held_out(memory, evaluator, plan),
     }
+
+
+def one_generation(
+    search: Search, spec: NammSpec, fitness: FitnessSettings, full: FullCacheScores, evaluator: Evaluator, plan: Plan
+) -> dict[str, float]:
+    """Ask, score and tell; medians of the population, and seconds."""
+    begun = time.monotonic()
+    generation, genomes = search.generation, search.ask()
+    units = plan_units(
+        generation=generation,
+        memory_name="namm",
+        memory=spec,
+        genomes=genomes,
+        examples=drawn(plan, generation),
+        split="train",
+        settings=plan.units,
+        score="graded",
+    )
+    result = losses([evaluator.score(unit) for unit in units], full, fitness, plan.population, generation)
+    search.tell(result.loss)
+    common = result.ratio - 0.5 * result.kept_ratio
+    figures = {"fitness": common, "ratio": result.ratio, "kept": result.kept_ratio}
+    medians = {key: float(np.median(values)) for key, values in figures.items()}
+    return medians | {"seconds": time.monotonic() - begun}
 
 
 def fitness_of(variant: Variant, plan: Plan) -> FitnessSettings:
     """The fitness of a variant."""
     target = {} if plan.kept_target is None else {"kept_target": plan.kept_target}
-    return FitnessSettings(**{**variant.fitness, **target})
+    return FitnessSettings(**(dict(variant.fitness) | target))
 
 
 def beginning(
     variant: Variant, settings: NammSettings, evaluator: Evaluator, spec: NammSpec, plan: Plan
 ) -> tuple[np.ndarray | None, NammSpec]:
     """The genome that a search begins around, and the memory that it is of."""
-    names = [task.name for task in plan.tasks]
     if plan.starts is not None:
         earlier = PretrainedMemory.from_pretrained(plan.starts.format(seed=plan.seed))
         if earlier.spec.settings != settings:
             raise SystemExit(f"{plan.starts}: a memory of other settings than the variant's; start from one of its own")
         return earlier.genome, earlier.spec
     if variant.is_warm:
-        return warm_start(evaluator, names, settings, WarmStartSettings(steps=plan.warm_steps), plan.seed).genome, spec
+        warm = WarmStartSettings(steps=plan.warm_steps)
+        return warm_start(evaluator, [task.name for task in plan.tasks], settings, warm, plan.seed).genome, spec
     return None, spec
 
 
@@ -217,9 +227,7 @@ def saved(name: str, plan: Plan, spec: NammSpec, means: Sequence[np.ndarray]) ->
     return memory
 
 
-def full_cache(
-    evaluator: Evaluator, settings: NammSettings, units: UnitSettings, plan: Plan
-) -> tuple[FullCacheScores, NammSpec]:
+def full_cache(evaluator: Evaluator, settings: NammSettings, plan: Plan) -> tuple[FullCacheScores, NammSpec]:
     """Scores and feature statistics of the pool."""
     scored = [
         evaluator.score(unit)
@@ -230,7 +238,7 @@ def full_cache(
             genomes=np.zeros((1, settings.genome_size), np.float32),
             examples={task.name: tuple(range(plan.pool_of(task.kind))) for task in plan.tasks},
             split="train",
-            settings=units,
+            settings=plan.units,
             score="graded",
             record_statistics=True,
         )
@@ -240,13 +248,13 @@ def full_cache(
     return FullCacheScores.from_units(scored), NammSpec(settings=settings, normalisation=normalisation)
 
 
-def held_out(memory: PretrainedMemory, evaluator: Evaluator, names: Sequence[str], plan: Plan) -> dict[str, Any]:
+def held_out(memory: PretrainedMemory, evaluator: Evaluator, plan: Plan) -> dict[str, Any]:
     """Means over the tasks, of the memory, the full cache, and rivals that hold as much in every head."""
     results = evaluate(
         memory,
         EvaluationPlan(
             generation=1,
-            examples={name: tuple(range(plan.valid)) for name in names},
+            examples={task.name: tuple(range(plan.valid)) for task in plan.tasks},
             control_examples=(0,),
             rivals=HEAD_RIVALS,
             units=UnitSettings(candidates_per_unit=1, examples_per_unit=8),
@@ -319,6 +327,14 @@ def run(names: Sequence[str], plan: Plan, seeds: Sequence[int] = (0,)) -> list[d
     return [json.loads((plan.out / f"{named(*pair)}.json").read_text(encoding="utf-8")) for pair in both]
 
 
+def kind_and_count(text: str) -> tuple[str, int]:
+    """``text_kv=4`` as a kind and how many."""
+    kind, _, count = text.partition("=")
+    if kind not in KINDS or not count.isdecimal() or int(count) == 0:
+        raise argparse.ArgumentTypeError(f"one of {', '.join(KINDS)}, =, and a number from 1: got {text!r}")
+    return kind, int(count)
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -329,7 +345,8 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--per-generation", type=int, default=2, help="documents of each kind (default: %(default)s)")
-    parser.add_argument("--more", nargs="*", default=[], metavar="KIND=N", help="documents of some kinds instead")
+    more = "documents of some kinds in its place"
+    parser.add_argument("--more", nargs="*", default=[], type=kind_and_count, metavar="KIND=N", help=more)
     parser.add_argument("--pool", type=int, default=48, help="documents of each kind to draw from")
     parser.add_argument("--valid", type=int, default=8, help="held-out documents of each kind")
     parser.add_argument("--kept-target", type=float, help="in place of the variants' own")
@@ -343,7 +360,7 @@ def main() -> None:
         out=options.out,
         seconds=options.seconds,
         per_generation=options.per_generation,
-        more={kind: int(count) for kind, _, count in (entry.partition("=") for entry in options.more)},
+        more=dict(options.more),
         pool=options.pool,
         valid=options.valid,
         kept_target=options.kept_target,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from tests.benchmarks.bench_token_choice import (
     drawn,
     evaluations_to_reach,
     evolve,
+    kind_and_count,
     printed,
     run,
     settings_of,
@@ -60,6 +62,13 @@ def test_kinds_where_answers_are_lost_are_drawn_more_often_from_as_many_more(tmp
     assert counts == {f"{kind}-2048": 4 if kind == "text_variable" else 1 for kind in KINDS}
     assert (plan.pool_of("text_variable"), plan.pool_of("text_kv")) == (24, 6)
     assert drawn(plan, 0) != drawn(plan, 1)
+
+
+def test_a_count_of_a_kind_is_read_or_refused():
+    assert kind_and_count("text_kv=4") == ("text_kv", 4)
+    for wrong in ("text_kv", "text_kv=0", "text_kv=a", "kv=4"):
+        with pytest.raises(argparse.ArgumentTypeError, match="one of text_fact_prose"):
+            kind_and_count(wrong)
 
 
 def test_a_search_goes_on_from_a_memory_that_was_evolved_and_from_no_other(tmp_path, monkeypatch):
