@@ -38,8 +38,9 @@ PLACES_STEP = 1024
 """Places are counted in these, so that a recording serves for many layers and prompts."""
 LEAST_REACH = 1 << 15
 """Tokens that may have been seen by the end of a recorded sweep, or a power of two above that."""
-RECORDED_LANES = 32
-"""Most lanes of a sweep that is recorded: with more, the host launches faster than the device works anyway."""
+RECORDED_LANES = 16
+"""Most lanes of a sweep that is recorded: with more, the host launches faster than the device works anyway, and a block
+of genomes, read a few at a time under a memory for each few, would make a recording for each."""
 MOST_RECORDINGS = 4
 """Of one memory: each holds the tokens of a layer and the queries of a sweep."""
 
