@@ -25,6 +25,7 @@ from workers.memory.cache import MemoryLayer
 from workers.memory.features import recency_table
 from workers.memory.kernels import kernels_for
 from workers.memory.memory import LayerView, Memory
+from workers.memory.meter import Meter
 from workers.memory.options import AttentionOptions
 from workers.memory.padding import Cohort
 from workers.memory.recording import cuda_graph
@@ -133,12 +134,13 @@ def sweep_ahead(
         begin = _vacant(places, every, key, held.trace)
         _lay_out(begin, held, seen_tokens, key[:, :, :every], value[:, :, :every])
         swept = sweep(begin, query, key, value)
+    meter, num_rows = layer.cache.meter, len(layer.cache.padding.by_row)
     after = Aligned(*(tensor.clone() for tensor in swept.held)) if is_recorded else swept.held
     counts = _HostCopy(swept.empty)
 
     def settled() -> Slots:
         empty = counts.wait()
-        _account(layer, cohort, begin, held, empty)
+        _account(meter, num_rows, cohort, begin, held, empty)
         return _settled(after, empty[-1])
 
     return swept.output, settled
@@ -205,9 +207,8 @@ def _lay_out(begin: Aligned, held: Slots, seen_tokens: int, key: Tensor, value: 
     begin.empty.add_(first)
 
 
-def _account(layer: MemoryLayer, cohort: Cohort, begin: Aligned, held: Slots, empty: list[list[int]]) -> None:
+def _account(meter: Meter, num_rows: int, cohort: Cohort, begin: Aligned, held: Slots, empty: list[list[int]]) -> None:
     """Every update as the meter would have seen it, from the ``empty`` places after each."""
-    meter, num_rows = layer.cache.meter, len(layer.cache.padding.by_row)
     new = begin.positions.shape[2] - begin.places
     first = begin.places - held.num_slots
     former = tuple(first + count for count in held.empty)
@@ -234,10 +235,10 @@ class _HostCopy:
     """Integers ``[m, n]`` on their way from the device to the host."""
 
     def __init__(self, asked: Tensor) -> None:
-        self._values, self._has_come = asked, None
+        self._values = torch.empty(asked.shape, dtype=asked.dtype, pin_memory=asked.is_cuda)
+        self._values.copy_(asked, non_blocking=True)
+        self._has_come: torch.cuda.Event | None = None
         if asked.is_cuda:
-            self._values = torch.empty(asked.shape, dtype=asked.dtype, pin_memory=True)
-            self._values.copy_(asked, non_blocking=True)
             self._has_come = torch.cuda.Event()
             self._has_come.record()
 

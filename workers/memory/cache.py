@@ -48,6 +48,7 @@ class MemoryLayer(CacheLayerMixin):
         self.seen_tokens = 0
         """Columns read, padding included."""
         self._cohorts: dict[int, Slots | PackedSlots] = {}
+        self._owed: tuple[Cohort, Callable[[], Slots]] | None = None
         self.options: AttentionOptions | None = None
         """What the model asked of this layer's attention in the last call."""
         self.open: OpenSlots | None = None
@@ -56,22 +57,26 @@ class MemoryLayer(CacheLayerMixin):
     @property
     def cohorts(self) -> dict[int, Slots | PackedSlots]:
         """What the rows of each cohort hold, by their padding; without padding there is one, at 0."""
-        self.cache.settle()
+        self.settle()
         return self._cohorts
 
     @cohorts.setter
     def cohorts(self, held: dict[int, Slots | PackedSlots]) -> None:
-        self.cache.settle()
+        self.settle()
         self._cohorts = held
 
     def owe(self, cohort: Cohort, settled: Callable[[], Slots]) -> None:
         """What a cohort holds, to be asked when somebody wants to know: the device may be at it until then."""
-
-        def settle() -> None:
-            self._cohorts[cohort.padding] = at_rest(settled())
-
         self.cache.settle()
-        self.cache.settle_later(settle)
+        self._owed = (cohort, settled)
+        self.cache.owing = self
+
+    def settle(self) -> None:
+        """Ask what is owed."""
+        owed, self._owed = self._owed, None
+        if owed is not None:
+            cohort, settled = owed
+            self._cohorts[cohort.padding] = at_rest(settled())
 
     @property
     def cache(self) -> MemoryCache:
@@ -191,7 +196,8 @@ class MemoryCache(Cache):
         self.memory = memory
         self.listener = listener
         self._meter = Meter()
-        self._owed: Callable[[], None] | None = None
+        self.owing: MemoryLayer | None = None
+        """The layer that was not asked yet what it holds: one at a time, so that bytes are accounted for in order."""
         self.padding = Padding()
         self.is_open = True
         """False while the model's own attention is in place, which cannot use this cache."""
@@ -210,15 +216,11 @@ class MemoryCache(Cache):
         self.settle()
         self._meter = meter
 
-    def settle_later(self, settle: Callable[[], None]) -> None:
-        """Call ``settle`` before anybody is told what a layer holds or has held."""
-        self._owed = settle
-
     def settle(self) -> None:
         """Ask what the device was doing when it was not waited for."""
-        owed, self._owed = self._owed, None
-        if owed is not None:
-            owed()
+        owing, self.owing = self.owing, None
+        if owing is not None:
+            owing.settle()
 
     def layer_begins(self, index: int) -> None:
         """Before a layer takes up the tokens of a call.

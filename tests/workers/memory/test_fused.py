@@ -273,6 +273,19 @@ def test_a_prompt_is_read_as_without_kernels(heads, cap, count, is_recorded, mon
     assert any(min(counts) < max(counts) for empty in swept for counts in empty) or heads == "even"
 
 
+def test_layers_may_be_kept_without_their_cache(monkeypatch):
+    """What the last one holds has not been asked yet when the call ends."""
+    monkeypatch.setattr("workers.memory.kernels.can_run", lambda _: True)
+    memory = Namm(NammSettings(update_every=32), torch.zeros(1, SETTINGS.genome_size, device=DEVICE), None)
+    model, ids = wide_model(), random_ids(1, 64).to(DEVICE)
+    with torch.inference_mode(), memory_attached(model, memory) as cache:
+        model(input_ids=ids, past_key_values=cache)
+        assert cache.owing is cache.layers[-1]
+        layers = cache.layers
+    del cache
+    assert all(layer.held is not None and layer.held.num_slots for layer in layers)
+
+
 def test_a_gradient_is_taken_as_without_kernels(monkeypatch):
     """Kernels know none: where one is wanted, none of them may stand in the way."""
     settings = NammSettings(update_every=32, cap=20)
