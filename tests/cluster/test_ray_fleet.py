@@ -106,7 +106,8 @@ def test_a_unit_that_kills_two_workers_is_set_aside_and_the_rest_is_scored(setti
         result.extend(fleet.score(units()))
     bad = units()[3].key
     assert set(caught.value.stories) == {bad}
-    assert len(caught.value.stories[bad]) == len(attempts(tmp_path, bad)) == 2
+    # A worker that dies may take the result of the unit before with it: that one is then blamed in its place, once.
+    assert len(caught.value.stories[bad]) == 2 <= len(attempts(tmp_path, bad))
     assert all("was lost: ActorDiedError" in attempt for attempt in caught.value.stories[bad])
     assert same(result, [unit for unit in in_process() if unit.key != bad])
 
