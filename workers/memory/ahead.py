@@ -29,12 +29,10 @@ from workers.memory.meter import Meter
 from workers.memory.options import AttentionOptions
 from workers.memory.padding import Cohort
 from workers.memory.recording import cuda_graph
-from workers.memory.slots import Slots
+from workers.memory.slots import Aligned, Slots
 
 AHEAD_TOKENS = 4096
 """Most tokens that are swept before the counts are asked for."""
-MOST_PLACES = 16_384
-"""Of a lane, the tokens of a block included: to be ready for whatever is kept costs a little for each."""
 PLACES_STEP = 1024
 """Places are counted in these, so that a recording serves for many layers and prompts."""
 LEAST_REACH = 1 << 15
@@ -44,26 +42,6 @@ RECORDED_LANES = 16
 of genomes, read a few at a time under a memory for each few, would make a recording for each."""
 MOST_RECORDINGS = 4
 """Of one memory: each holds the tokens of a layer and the queries of a sweep."""
-
-
-class Aligned(NamedTuple):
-    """A layer's tokens, aligned at the newest of as many places in every lane, and the block that comes next."""
-
-    keys: Tensor
-    """``[B, H, places + n, d]``"""
-    values: Tensor
-    """``[B, H, places + n, d]``; anything finite where a place is empty."""
-    positions: Tensor
-    """int32 ``[B, H, places + n]``; -1 where a place is empty."""
-    trace: Tensor
-    """float32 ``[B, H, places, C]``; that of the new tokens is zero."""
-    empty: Tensor
-    """int32 ``[L]``: empty places before each lane's first token, which the host does not know."""
-
-    @property
-    def places(self) -> int:
-        """Slots for tokens that are held."""
-        return self.trace.shape[2]
 
 
 class Swept(NamedTuple):
@@ -91,7 +69,7 @@ def tokens_ahead(layer: MemoryLayer, held: Slots, query: Tensor, seen_tokens: in
     if attention is None or selection is None or scorer is None or seen_tokens % every or held.recent:
         return 0
     count = min(query.shape[2], AHEAD_TOKENS) // every
-    while count > 1 and _places(memory, held, count * every) + every > MOST_PLACES:
+    while count > 1 and _places(memory, held, count * every) + every > selection.MOST_SLOTS:
         count -= 1
     is_served = (
         attention.can_serve(query[:, :, :every], held, options, spectrum)
@@ -170,11 +148,10 @@ def sweep_blocks(
         )
         view = LayerView(layer, reach, held.keys, held.values, held.positions, trace)
         keep = memory.decide(view).keep
-        moved = selection.moved(
+        held = selection.moved(
             keep, begin.places, held.keys, held.values, held.positions, trace, key[:, :, following],
             value[:, :, following],
         )  # fmt: skip
-        held = Aligned(*moved)
         empty.append(held.empty)
     return Swept(output, held, torch.stack(empty))
 
@@ -257,7 +234,7 @@ def _is_worth_recording(key: Tensor) -> bool:
     return key.is_cuda and key.shape[0] * key.shape[1] <= RECORDED_LANES
 
 
-class _Recording:
+class _RecordedSweep:
     """A sweep of some shape, on tensors of its own."""
 
     def __init__(self, places: int, every: int, query: Tensor, key: Tensor, trace: Tensor) -> None:
@@ -284,20 +261,32 @@ class _Recording:
         return self._begin, self._replay()
 
 
-_recordings: WeakKeyDictionary[Memory, dict[Hashable, _Recording]] = WeakKeyDictionary()
+_recordings: WeakKeyDictionary[Memory, dict[Hashable, _RecordedSweep]] = WeakKeyDictionary()
 
 
 def _recording(
-    memory: Memory, key_: tuple[int, int, float], query: Tensor, key: Tensor, trace: Tensor, every: int
-) -> _Recording:
-    """The recording for such a sweep, on this thread's stream: another one may be under way beside it."""
+    memory: Memory, launched: tuple[int, int, float], query: Tensor, key: Tensor, trace: Tensor, every: int
+) -> _RecordedSweep:
+    """The recording for such a sweep, on this thread's stream: another one may be under way beside it.
+
+    ``launched`` are the numbers that are recorded: places, reach and scaling.
+    """
     stream = torch.cuda.current_stream(query.device).cuda_stream if query.is_cuda else None
-    wanted = (*key_, query.shape, key.shape, trace.shape[-1], query.dtype, query.device, stream, threading.get_ident())
+    wanted = (
+        *launched,
+        query.shape,
+        key.shape,
+        trace.shape[-1],
+        query.dtype,
+        query.device,
+        stream,
+        threading.get_ident(),
+    )
     known = _recordings.setdefault(memory, {})
     if wanted not in known:
         while len(known) >= MOST_RECORDINGS:
             known.pop(next(iter(known)))
-        known[wanted] = _Recording(key_[0], every, query, key, trace)
+        known[wanted] = _RecordedSweep(launched[0], every, query, key, trace)
         assert memory.spectrum is not None
-        known[wanted].table = recency_table(key_[1], memory.spectrum, query.device)
+        known[wanted].table = recency_table(launched[1], memory.spectrum, query.device)
     return known[wanted]

@@ -5,12 +5,12 @@ Shapes: B rows, H KV heads, K slots, d head size, C trace channels; L = B * H la
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from workers.memory.slots import Aligned
 
 MOST_SLOTS = 16_384
 """All slots of a lane are looked at by one program."""
@@ -54,31 +54,17 @@ def can_move(keys: Tensor, values: Tensor) -> bool:
     return keys.shape[2] <= MOST_SLOTS and {keys.shape[-1], values.shape[-1]} <= SIZES
 
 
-class Moved(NamedTuple):
-    """Tokens moved together: aligned at the newest of ``places``, the places before them empty, new ones behind."""
-
-    keys: Tensor
-    """``[B, H, places + n, d]``"""
-    values: Tensor
-    positions: Tensor
-    """int32 ``[B, H, places + n]``; -1 where empty."""
-    trace: Tensor
-    """``[B, H, places, C]``; zero where empty."""
-    empty: Tensor
-    """int32 ``[L]``: empty places of each lane."""
-
-
 def moved(
     keep: Tensor, places: int, keys: Tensor, values: Tensor, positions: Tensor, trace: Tensor,
     new_keys: Tensor, new_values: Tensor,
-) -> Moved:  # fmt: skip
+) -> Aligned:  # fmt: skip
     """The tokens where ``keep`` (bool ``[B, H, K]``) holds, at most ``places`` of a lane; then ``n`` that are new.
 
     ``new_keys`` and ``new_values [B, H, n, d]``, whose positions follow on the newest.
     """
     rows, heads, num_slots = keep.shape
     channels, num_new = trace.shape[-1], new_keys.shape[2]
-    out = Moved(
+    out = Aligned(
         keys.new_empty(rows, heads, places + num_new, keys.shape[-1]),
         values.new_empty(rows, heads, places + num_new, values.shape[-1]),
         positions.new_empty(rows, heads, places + num_new),

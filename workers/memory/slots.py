@@ -6,6 +6,7 @@ Shapes: B rows, H KV heads, K slots, d head size, C trace channels.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,26 @@ from workers.memory.kernels import kernels_for
 
 LEAST_ROOM = 32
 """Tokens that fit behind the last one before all are moved: each decoded token costs a 32nd of a copy at most."""
+
+
+class Aligned(NamedTuple):
+    """A layer's tokens, aligned at the newest of as many places in every lane, and the block that comes next."""
+
+    keys: Tensor
+    """``[B, H, places + n, d]``"""
+    values: Tensor
+    """``[B, H, places + n, d]``; anything finite where a place is empty."""
+    positions: Tensor
+    """int32 ``[B, H, places + n]``; -1 where a place is empty."""
+    trace: Tensor
+    """float32 ``[B, H, places, C]``; that of the new tokens is zero."""
+    empty: Tensor
+    """int32 ``[L]``: empty places before each lane's first token, which the host need not know."""
+
+    @property
+    def places(self) -> int:
+        """Slots for tokens that are held."""
+        return self.trace.shape[2]
 
 
 @dataclass(frozen=True)
