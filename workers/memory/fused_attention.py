@@ -12,7 +12,6 @@ Shapes: B rows, H KV heads, r query heads per KV head, n queries, K slots, d hea
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 import triton
@@ -26,11 +25,11 @@ from workers.memory.specs import NammSettings
 
 HOP = 16
 """The smallest side of a matrix product on a tensor core, and the published hop."""
-ROWS = 32
-"""Queries of a block of the second kernel."""
-OBSERVED_SLOTS, OBSERVED_WARPS, OBSERVED_STAGES = 64, 4, 3
-"""Of the second kernel; with ROWS, what took least time on an H200 at 512 queries and 4,608 slots, among forty
-settings: 103 µs. By arithmetic the products alone take 35 and the exponentials 20."""
+MEMBERS = 4
+"""Query heads that the second kernel multiplies at once."""
+OBSERVED_SLOTS, OBSERVED_WARPS, OBSERVED_STAGES = 128, 4, 2
+"""Of the second kernel: what took least time on an H200 at 512 queries and 4,608 slots, among twenty settings: 67 µs.
+By arithmetic the products alone take 30 and the exponentials 20."""
 LOG2_E = 1.4426950408889634
 HEAD_SIZES = frozenset({16, 32, 64, 128, 256})
 
@@ -75,11 +74,12 @@ def attend_and_observe(
     observed = torch.empty(lanes, spectrum.num_bins + HOP, num_slots, dtype=torch.float32, device=query.device)
     # Attention is small: in float16 it is as exact as in tf32, when it is counted in thousandths.
     dtype, unit = (torch.float32, 1.0) if query.dtype == torch.float32 else (torch.float16, 1024.0)
-    _observe[(triton.cdiv(num_slots, OBSERVED_SLOTS), lanes)](
+    _observe[(lanes, triton.cdiv(num_slots, OBSERVED_SLOTS))](
         query, keys, log_sums, trace, observed, empty, _basis(query.device, dtype),
         *query.stride()[:3], keys.stride(0), keys.stride(1), trace.stride(0), trace.stride(1), trace.stride(2),
-        heads, num_queries, num_slots, trace.shape[1], scale, HOP * math.log2(spectrum.ema),
-        GROUP=group, SIZE=size, SLOTS=OBSERVED_SLOTS, STEP=HOP, ROWS=ROWS, UNIT=unit, PRECISION=precision,
+        heads, num_queries, num_slots, trace.shape[1], scale, spectrum.ema**HOP,
+        GROUP=group, MEMBERS=min(MEMBERS, triton.next_power_of_2(group)), SIZE=size, SLOTS=OBSERVED_SLOTS, STEP=HOP,
+        UNIT=unit, PRECISION=precision,
         num_warps=OBSERVED_WARPS, num_stages=OBSERVED_STAGES,
     )  # fmt: skip
     return output, observed.transpose(1, 2).unflatten(0, (rows, heads))
@@ -93,22 +93,12 @@ def _empty(empty: tuple[int, ...], device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _basis(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """What takes a block of attention, and the block before it, to its spectra, ``[2, 2 * ROWS, ROWS]``.
+    """What takes two hops of attention, the older first, to their spectrum, ``[2, hop, 2 * hop]``.
 
-    Real and imaginary parts; a column is a frame and a bin. In the place of the lowest bin's imaginary part, which is
-    zero, stands the real part of the highest.
+    Real parts, then imaginary ones. In the place of the lowest bin's imaginary part, which is zero, stands the real
+    part of the highest.
     """
-    basis = spectrum_basis(2 * HOP, torch.device("cpu"))
-    parts = torch.stack([basis[:HOP], torch.cat([basis[HOP : HOP + 1], basis[HOP + 1 :]])])  # [2, bins, 2 * hop]
-    older, newer = parts.transpose(1, 2).split(HOP, dim=1)
-    now, before = torch.zeros(2, 2, ROWS, ROWS).unbind()
-    for start in range(0, ROWS, HOP):
-        here = slice(start, start + HOP)
-        now[:, here, here] = newer
-        if start:
-            now[:, start - HOP : start, here] = older
-    before[:, -HOP:, :HOP] = older
-    return torch.cat([now, before], dim=1).to(device, dtype)
+    return spectrum_basis(2 * HOP, torch.device("cpu")).T.unflatten(0, (2, HOP)).contiguous().to(device, dtype)
 
 
 @triton.jit
@@ -194,89 +184,76 @@ def _attend(
     tl.store(log_sums + head.to(tl.int64) * num_queries + row, highest + tl.log2(total), mask=is_query)
 
 
-@triton.jit(
-    do_not_specialize=["trace_lane", "trace_slot", "trace_channel", "heads", "num_queries", "num_slots", "num_traced"]
-)
+@triton.jit(do_not_specialize=["trace_lane", "trace_channel", "heads", "num_queries", "num_slots", "num_traced"])
 def _observe(
     queries, keys, log_sums, trace, observed, empty, basis,
     query_batch, query_head, query_row, key_lane, key_row, trace_lane, trace_slot, trace_channel,
-    heads, num_queries, num_slots, num_traced, scale, log_decay,
-    GROUP: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr,
+    heads, num_queries, num_slots, num_traced, scale, decay,
+    GROUP: tl.constexpr, MEMBERS: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr, STEP: tl.constexpr,
     UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A few slots of one lane, over all queries: what :func:`features.observe` makes of their attention.
 
-    A block of ROWS queries is ROWS / STEP frames, of STEP bins each; the columns of a spectrum are frames and bins.
-    Every frame is weighed as at the end, and those of a block are added up there. Attention is counted in 1 / UNIT.
+    A frame is STEP queries and those before; MEMBERS query heads are multiplied at once, side by side. Attention is
+    counted in 1 / UNIT.
     """
-    lane = tl.program_id(1)
-    batch = queries + (lane // heads).to(tl.int64) * query_batch
-    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
-    channel = tl.arange(0, SIZE)
-    column = tl.arange(0, ROWS)
-    is_lowest = (column % STEP == 0)[None, :]
+    lane = tl.program_id(0)
+    first_slot = tl.program_id(1) * SLOTS
+    slot = first_slot + tl.arange(0, SLOTS)
+    channel, step, column = tl.arange(0, SIZE), tl.arange(0, STEP), tl.arange(0, 2 * STEP)
     is_slot = slot < num_slots
     first = tl.load(empty + lane)
-    is_held = is_slot & (slot >= first)
     k = tl.load(
         keys + lane.to(tl.int64) * key_lane + slot[:, None] * key_row + channel[None, :],
         mask=is_slot[:, None], other=0.0,
     )  # fmt: skip
-    square = basis + column[:, None] * ROWS + column[None, :]
-    real_now, real_before = tl.load(square), tl.load(square + ROWS * ROWS)
-    imaginary_now, imaginary_before = tl.load(square + 2 * ROWS * ROWS), tl.load(square + 3 * ROWS * ROWS)
-    # The trace: the moving average of all bins, then the last hop of attention, which ends the block before the first.
+    half = basis + step[:, None] * (2 * STEP) + column[None, :]
+    older, newer = tl.load(half), tl.load(half + 2 * STEP * STEP)
+    # The trace: the moving average of all bins, then the last hop of attention.
     state = trace + lane.to(tl.int64) * trace_lane + slot * trace_slot
     is_traced = slot < num_traced
-    frames = num_queries // STEP
-    shrink = tl.exp2(log_decay * frames.to(tl.float32))
-    average = shrink * UNIT * tl.load(
-        state[:, None] + column[None, :] * trace_channel, mask=is_traced[:, None] & (column < STEP)[None, :], other=0.0
-    )  # fmt: skip
-    highest = shrink * UNIT * tl.load(state + STEP * trace_channel, mask=is_traced, other=0.0)
-    pending = tl.load(
-        state[:, None] + (STEP + 1 + column - (ROWS - STEP))[None, :] * trace_channel,
-        mask=is_traced[:, None] & (column >= ROWS - STEP)[None, :], other=0.0,
-    )  # fmt: skip
-    before = (UNIT * pending).to(real_now.dtype)
+    average = UNIT * tl.load(state[:, None] + step[None, :] * trace_channel, mask=is_traced[:, None], other=0.0)
+    is_lowest = (step == 0)[None, :]
+    highest = UNIT * tl.load(state + STEP * trace_channel, mask=is_traced, other=0.0)[:, None] + tl.zeros(
+        [SLOTS, STEP], tl.float32
+    )
+    pending = tl.load(state[:, None] + (STEP + 1 + step)[None, :] * trace_channel, mask=is_traced[:, None], other=0.0)
+    before = (UNIT * pending).to(older.dtype)
     # Nobody sees a token before it is there, so its average stays zero until then.
     newest = num_slots - num_queries
-    begin = tl.maximum(0, (tl.program_id(0) * SLOTS - newest) // ROWS) * ROWS
-    is_vacant = (tl.program_id(0) + 1) * SLOTS <= first
+    begin = tl.maximum(0, (first_slot - newest) // STEP) * STEP
+    begin = tl.where(first_slot + SLOTS <= first, num_queries, begin)
     # From here on all queries see all slots, if none is empty.
-    plain_begin = tl.where(tl.program_id(0) * SLOTS < first, num_queries, (tl.program_id(0) + 1) * SLOTS - newest - 1)
-    for start in range(tl.where(is_vacant, num_queries, begin), num_queries, ROWS):
-        row = start + column
-        is_row = row < num_queries
-        paid = tl.zeros([SLOTS, ROWS], tl.float32)
-        for member in range(GROUP):
-            head = (lane * GROUP + member).to(tl.int64)
+    plain_begin = tl.where(first_slot < first, num_queries, first_slot + SLOTS - newest - 1)
+    beside = tl.arange(0, MEMBERS * STEP)
+    batch = queries + (lane // heads).to(tl.int64) * query_batch + (lane % heads * GROUP) * query_head
+    sums = log_sums + (lane * GROUP).to(tl.int64) * num_queries
+    for start in range(begin, num_queries, STEP):
+        row = start + beside % STEP
+        paid = tl.zeros([SLOTS, STEP], tl.float32)
+        for part in tl.static_range(0, GROUP, MEMBERS):
+            member = part + beside // STEP
             q = tl.load(
-                batch + (lane % heads * GROUP + member) * query_head + row[:, None] * query_row + channel[None, :],
-                mask=is_row[:, None], other=0.0,
-            )  # fmt: skip
-            log_sum = tl.load(log_sums + head * num_queries + row, mask=is_row, other=float("inf"))
-            paid += tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale - log_sum[None, :])
+                batch + (tl.minimum(member, GROUP - 1) * query_head + row * query_row)[:, None] + channel[None, :]
+            )
+            log_sum = tl.load(sums + member * num_queries + row, mask=member < GROUP, other=float("inf"))
+            weights = tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale - log_sum[None, :])
+            paid += tl.sum(tl.reshape(weights, [SLOTS, MEMBERS, STEP]), 1)
         if start < plain_begin:
-            paid = tl.where(is_held[:, None] & (slot[:, None] <= newest + row[None, :]), paid, 0.0)
-        now = (paid * (UNIT / GROUP)).to(real_now.dtype)
-        newer = (frames - 1 - row // STEP).to(tl.float32)
-        weight = tl.where(is_row, (1.0 - tl.exp2(log_decay)) * tl.exp2(log_decay * newer), 0.0)[None, :]
-        real = tl.dot(before, real_before, input_precision=PRECISION)
-        real = tl.dot(now, real_now, real, input_precision=PRECISION)
-        imaginary = tl.dot(before, imaginary_before, input_precision=PRECISION)
-        imaginary = tl.dot(now, imaginary_now, imaginary, input_precision=PRECISION)
-        average += weight * tl.sqrt(real * real + tl.where(is_lowest, 0.0, imaginary * imaginary))
-        # The lowest bin has no imaginary part: the highest one, which has none either, stands in its place.
-        highest += tl.sum(tl.where(is_lowest, tl.abs(imaginary) * weight, 0.0), 1)
+            is_seen = (slot >= first)[:, None] & (slot[:, None] <= newest + start + step[None, :])
+            paid = tl.where(is_seen & is_slot[:, None], paid, 0.0)
+        now = (paid * (UNIT / GROUP)).to(older.dtype)
+        spectrum = tl.dot(before, older, input_precision=PRECISION)
+        spectrum = tl.dot(now, newer, spectrum, input_precision=PRECISION)
+        # Real parts, then imaginary ones; but the lowest bin has none, and the highest one's real part is there.
+        real, imaginary = tl.split(tl.permute(tl.reshape(spectrum, [SLOTS, 2, STEP]), [0, 2, 1]))
+        magnitude = tl.sqrt(real * real + tl.where(is_lowest, 0.0, imaginary * imaginary))
+        average = decay * average + (1.0 - decay) * magnitude
+        highest = decay * highest + (1.0 - decay) * tl.abs(imaginary)
         before = now
-    step = tl.arange(0, STEP)
     told = observed + lane.to(tl.int64) * (2 * STEP + 1) * num_slots + slot
     row_of = told[:, None] + step[None, :] * num_slots
-    average = tl.sum(tl.reshape(average, [SLOTS, ROWS // STEP, STEP]), 1)
     tl.store(row_of, average / UNIT, mask=is_slot[:, None])
+    highest = tl.sum(tl.where(is_lowest, highest, 0.0), 1)
     tl.store(told + STEP * num_slots, highest / UNIT, mask=is_slot)
-    last_hop = tl.where(is_vacant, ROWS // STEP - 1, (num_queries - 1) % ROWS // STEP)
-    by_hop = tl.reshape(before.to(tl.float32), [SLOTS, ROWS // STEP, STEP])
-    left = tl.sum(tl.where(tl.arange(0, ROWS // STEP)[None, :, None] == last_hop, by_hop, 0.0), 1)
-    tl.store(row_of + (STEP + 1) * num_slots, left / UNIT, mask=is_slot[:, None])
+    tl.store(row_of + (STEP + 1) * num_slots, before.to(tl.float32) / UNIT, mask=is_slot[:, None])

@@ -115,7 +115,8 @@ def _choose(
 ):  # fmt: skip
     """One lane: how many its row's greediest head wants, or itself, and as many of its own best.
 
-    The least of those is found two bits at a time, among integers that are ordered as the importances are.
+    The least of those is found bit by bit, among integers that are ordered as the importances are, until as many are
+    at least as large as shall be kept.
     """
     lane = tl.program_id(0).to(tl.int64)
     row = lane // HEADS
@@ -134,16 +135,13 @@ def _choose(
     ordered = tl.where(is_held, ordered, -2147483648)
     ordered = tl.where(slot == num_slots - 1, 2147483647, ordered)
     ordered = tl.where(slot < num_slots, ordered, -2147483648)
-    least = tl.where(tl.sum((ordered >= 0).to(tl.int32), 0) >= count, 0, -2147483648)
-    for pair in range(15):
-        step = 1 << (29 - 2 * pair)
-        # Three counts in one integer: of slots at least one, two and three steps above.
-        above = (ordered >= least + step).to(tl.int64) + ((ordered >= least + 2 * step).to(tl.int64) << 20)
-        above = tl.sum(above + ((ordered >= least + 3 * step).to(tl.int64) << 40), 0)
-        enough = ((above & 0xFFFFF) >= count).to(tl.int32) + (((above >> 20) & 0xFFFFF) >= count).to(tl.int32)
-        least += step * (enough + ((above >> 40) >= count).to(tl.int32))
-    if tl.sum((ordered >= least + 1).to(tl.int32), 0) >= count:
-        least += 1
+    least, at_least, bit = -2147483648, SLOTS, 31
+    while (bit >= 0) & (at_least != count):
+        higher = least + (1 << bit)  # of the first bit too: the sum runs over, to zero
+        above = tl.sum((ordered >= higher).to(tl.int32), 0)
+        least = tl.where(above >= count, higher, least)
+        at_least = tl.where(above >= count, above, at_least)
+        bit -= 1
     is_above = ordered > least
     is_at = ordered == least
     missing = count - tl.sum(is_above.to(tl.int32), 0)
@@ -152,9 +150,7 @@ def _choose(
     tl.store(keep + lane * num_slots + slot, kept.to(tl.int8), mask=slot < num_slots)
 
 
-@triton.jit(
-    do_not_specialize=["position_lane", "trace_lane", "trace_slot", "trace_channel", "num_slots", "places", "num_new"]
-)
+@triton.jit(do_not_specialize=["position_lane", "trace_lane", "trace_channel", "num_slots", "places", "num_new"])
 def _move(
     keep, keys, values, positions, trace, new_keys, new_values,
     moved_keys, moved_values, moved_positions, moved_trace, empty,
@@ -197,22 +193,24 @@ def _move(
     is_moved = kept != 0
     to = missing + before + tl.cumsum(kept, 0) - 1
     k = tl.load(keys + lane * key_lane + slot[:, None] * key_slot + key_channel[None, :], mask=is_moved[:, None])
-    out = (lane * capacity + to)[:, None] * SIZE + key_channel[None, :]
-    tl.store(moved_keys + out, k, mask=is_moved[:, None])
     v = tl.load(
         values + lane * value_lane + slot[:, None] * value_slot + value_channel[None, :], mask=is_moved[:, None]
     )
-    out = (lane * capacity + to)[:, None] * VALUES + value_channel[None, :]
-    tl.store(moved_values + out, v, mask=is_moved[:, None])
     position = tl.load(positions + lane * position_lane + slot, mask=is_moved)
-    tl.store(moved_positions + lane * capacity + to, position, mask=is_moved)
     t = tl.load(
         trace + lane * trace_lane + slot[None, :] * trace_slot + channel[:, None] * trace_channel,
         mask=is_moved[None, :] & is_channel,
     )  # fmt: skip
+    out = (lane * capacity + to)[:, None] * SIZE + key_channel[None, :]
+    tl.store(moved_keys + out, k, mask=is_moved[:, None])
+    out = (lane * capacity + to)[:, None] * VALUES + value_channel[None, :]
+    tl.store(moved_values + out, v, mask=is_moved[:, None])
+    tl.store(moved_positions + lane * capacity + to, position, mask=is_moved)
     out = moved_trace + (lane * CHANNELS + channel[:, None]) * places
     tl.store(out + to[None, :], t, mask=is_moved[None, :] & is_channel)
     # Its own places are empty where fewer are kept: values there are multiplied with zero, and must be numbers.
+    if first >= missing:  # no place before it is empty
+        return
     is_empty = slot < missing
     none = tl.zeros([SLOTS], tl.int32) - 1
     tl.store(moved_positions + lane * capacity + slot, none, mask=is_empty)
