@@ -76,7 +76,7 @@ def check_selection(path: Path, device: str) -> str:
     for situation in situations:
         scores = torch.from_numpy(arrays[f"{situation}_scores"])[None].to(device)
         cap = int(arrays[f"{situation}_cap"])
-        keep = select_wanted(scores, torch.ones_like(scores, dtype=torch.bool), "even", None if cap < 0 else cap)[0]
+        keep = select_wanted(scores, torch.zeros_like(scores, dtype=torch.int32), "even", None if cap < 0 else cap)[0]
         golden = arrays[f"{situation}_retained"]
         require_equal(f"{situation} kept per head", keep.sum(-1), [golden.shape[1]] * len(golden))
         require_equal(situation, keep.nonzero()[:, 1].view(len(golden), -1), golden)

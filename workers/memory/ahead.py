@@ -113,7 +113,9 @@ def sweep_ahead(
         _lay_out(begin, held, seen_tokens, key[:, :, :every], value[:, :, :every])
         swept = sweep(begin, query, key, value)
     meter, num_rows = layer.cache.meter, len(layer.cache.padding.by_row)
-    after = Aligned(*(tensor.clone() for tensor in swept.held)) if is_recorded else swept.held
+    after = swept.held._replace(trace=swept.held.own_trace())
+    if is_recorded:
+        after = after._replace(**{name: getattr(after, name).clone() for name in ("keys", "values", "positions")})
     counts = _HostCopy(swept.empty)
 
     def settled() -> Slots:
@@ -144,7 +146,7 @@ def sweep_blocks(
         block, following = slice(start, start + every), slice(start + every, start + 2 * every)
         slots = Slots(held.keys, held.values, held.positions, held.trace, empty=())
         _, trace = attention.attend_and_observe(
-            query[:, :, block], slots, options, spectrum, held.empty, output[:, :, block]
+            query[:, :, block], slots, options, spectrum, held.empty, held.sources, output[:, :, block]
         )
         view = LayerView(layer, reach, held.keys, held.values, held.positions, trace)
         keep = memory.decide(view).keep
@@ -165,8 +167,9 @@ def _vacant(places: int, new: int, key: Tensor, trace: Tensor) -> Aligned:
     keys, values = key.new_zeros(2, rows, heads, places + new, size).unbind()
     positions = torch.full((rows, heads, places + new), -1, dtype=torch.int32, device=key.device)
     told = trace.new_zeros(rows, heads, trace.shape[-1], places).transpose(2, 3)
+    sources = torch.empty(rows, heads, places, dtype=torch.int32, device=key.device)
     empty = torch.empty(rows * heads, dtype=torch.int32, device=key.device)
-    return Aligned(keys, values, positions, told, empty)
+    return Aligned(keys, values, positions, told, sources, empty)
 
 
 def _lay_out(begin: Aligned, held: Slots, seen_tokens: int, key: Tensor, value: Tensor) -> None:
@@ -180,6 +183,7 @@ def _lay_out(begin: Aligned, held: Slots, seen_tokens: int, key: Tensor, value: 
     begin.positions[:, :, first:places] = held.positions
     begin.positions[:, :, places:] = torch.arange(seen_tokens, seen_tokens + new, dtype=torch.int32, device=key.device)
     begin.trace[:, :, first:] = held.full_trace()
+    begin.sources.copy_(torch.arange(places, dtype=torch.int32, device=key.device))
     begin.empty.copy_(torch.tensor(held.empty, dtype=torch.int32), non_blocking=True)
     begin.empty.add_(first)
 
@@ -201,7 +205,7 @@ def _account(meter: Meter, num_rows: int, cohort: Cohort, begin: Aligned, held: 
 def _settled(held: Aligned, empty: list[int]) -> Slots:
     """What is held in places of its own, as many as the longest lane needs."""
     surplus = min(empty)
-    keys, values, positions, trace, _ = held
+    keys, values, positions, trace = held[:4]
     if surplus:
         keys, values, positions = (tensor[:, :, surplus:].contiguous() for tensor in (keys, values, positions))
         trace = trace.transpose(2, 3)[..., surplus:].contiguous().transpose(2, 3)  # channel by channel, as it was

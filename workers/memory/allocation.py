@@ -77,7 +77,7 @@ class HeadAllocation(Memory):
         """Keep every head's share; the newest token is always kept."""
         importance = self.importance(view)
         threshold = row_thresholds(self.threshold, importance)
-        keep = select_wanted(importance, view.occupied, self.settings.heads, self.settings.cap, threshold)
+        keep = select_wanted(importance, view.positions, self.settings.heads, self.settings.cap, threshold)
         return Decision(keep, importance)
 
     def _order(self, view: LayerView, budgets: Tensor) -> Tensor:

@@ -45,11 +45,12 @@ def can_serve(query: Tensor, slots: Slots, options: AttentionOptions, spectrum: 
 
 def attend_and_observe(
     query: Tensor, slots: Slots, options: AttentionOptions, spectrum: NammSettings, empty: Tensor | None = None,
-    output: Tensor | None = None,
+    sources: Tensor | None = None, output: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The output ``[B, H * r, n, d]`` and the new trace ``[B, H, K, bins + hop]``, where :func:`can_serve`.
 
-    ``empty`` (int32 ``[L]``) tells how many slots before each head's first token are empty, where ``slots`` cannot.
+    ``empty`` (int32 ``[L]``) tells how many slots before each head's first token are empty, where ``slots`` cannot;
+    ``sources`` (int32 ``[B, H, K']``) of which slots the trace is (``Aligned.sources``), where not of the first.
     The output is written to ``output`` where that is given, or lies in memory token by token.
     """
     rows, query_heads, num_queries, size = query.shape
@@ -71,15 +72,17 @@ def attend_and_observe(
         num_warps=8 if block == 128 else 4, num_stages=2 if query.dtype == torch.float32 else 3,
     )  # fmt: skip
     trace = slots.trace.flatten(0, 1)
+    num_traced = trace.shape[1] if sources is None else sources.shape[2]
     observed = torch.empty(lanes, spectrum.num_bins + HOP, num_slots, dtype=torch.float32, device=query.device)
     # Attention is small: in float16 it is as exact as in tf32, when it is counted in thousandths.
     dtype, unit = (torch.float32, 1.0) if query.dtype == torch.float32 else (torch.float16, 1024.0)
     _observe[(lanes, triton.cdiv(num_slots, OBSERVED_SLOTS))](
-        query, keys, log_sums, trace, observed, empty, _basis(query.device, dtype),
+        query, keys, log_sums, trace, empty if sources is None else sources, observed, empty,
+        _basis(query.device, dtype),
         *query.stride()[:3], keys.stride(0), keys.stride(1), trace.stride(0), trace.stride(1), trace.stride(2),
-        heads, num_queries, num_slots, trace.shape[1], scale, spectrum.ema**HOP,
-        GROUP=group, MEMBERS=min(MEMBERS, triton.next_power_of_2(group)), SIZE=size, SLOTS=OBSERVED_SLOTS, STEP=HOP,
-        UNIT=unit, PRECISION=precision,
+        heads, num_queries, num_slots, num_traced, scale, spectrum.ema**HOP,
+        IS_LISTED=sources is not None, GROUP=group, MEMBERS=min(MEMBERS, triton.next_power_of_2(group)), SIZE=size,
+        SLOTS=OBSERVED_SLOTS, STEP=HOP, UNIT=unit, PRECISION=precision,
         num_warps=OBSERVED_WARPS, num_stages=OBSERVED_STAGES,
     )  # fmt: skip
     return output, observed.transpose(1, 2).unflatten(0, (rows, heads))
@@ -98,7 +101,8 @@ def _basis(device: torch.device, dtype: torch.dtype) -> Tensor:
     Real parts, then imaginary ones. In the place of the lowest bin's imaginary part, which is zero, stands the real
     part of the highest.
     """
-    return spectrum_basis(2 * HOP, torch.device("cpu")).T.unflatten(0, (2, HOP)).contiguous().to(device, dtype)
+    halves = torch.stack(spectrum_basis(2 * HOP, torch.device("cpu")).T.split(HOP))
+    return halves.to(device, dtype)
 
 
 @triton.jit
@@ -186,11 +190,11 @@ def _attend(
 
 @triton.jit(do_not_specialize=["trace_lane", "trace_channel", "heads", "num_queries", "num_slots", "num_traced"])
 def _observe(
-    queries, keys, log_sums, trace, observed, empty, basis,
+    queries, keys, log_sums, trace, sources, observed, empty, basis,
     query_batch, query_head, query_row, key_lane, key_row, trace_lane, trace_slot, trace_channel,
     heads, num_queries, num_slots, num_traced, scale, decay,
-    GROUP: tl.constexpr, MEMBERS: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr, STEP: tl.constexpr,
-    UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    IS_LISTED: tl.constexpr, GROUP: tl.constexpr, MEMBERS: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr,
+    STEP: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A few slots of one lane, over all queries: what :func:`features.observe` makes of their attention.
 
@@ -210,8 +214,12 @@ def _observe(
     half = basis + step[:, None] * (2 * STEP) + column[None, :]
     older, newer = tl.load(half), tl.load(half + 2 * STEP * STEP)
     # The trace: the moving average of all bins, then the last hop of attention.
-    state = trace + lane.to(tl.int64) * trace_lane + slot * trace_slot
     is_traced = slot < num_traced
+    source = slot
+    if IS_LISTED:
+        source = tl.load(sources + lane.to(tl.int64) * num_traced + slot, mask=is_traced, other=-1)
+        is_traced = source >= 0
+    state = trace + lane.to(tl.int64) * trace_lane + source * trace_slot
     average = UNIT * tl.load(state[:, None] + step[None, :] * trace_channel, mask=is_traced[:, None], other=0.0)
     is_lowest = (step == 0)[None, :]
     highest = UNIT * tl.load(state + STEP * trace_channel, mask=is_traced, other=0.0)[:, None] + tl.zeros(

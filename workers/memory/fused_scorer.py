@@ -64,7 +64,7 @@ def importances(
         features, factors, positions, parameters.out_weight, parameters.out_bias, parameters.score_weight,
         parameters.score_bias, importance, positions.stride(0), num_slots, lanes, by_genome,
         FEATURES=settings.num_features, HIDDEN=hidden, PARTS=num_parts, OWN=OWN, TILE=TILE, WIDE=WIDTH,
-        num_warps=4, num_stages=3,
+        num_warps=4, num_stages=3, maxnreg=144,
     )  # fmt: skip
     return importance.view(rows, heads, num_slots)
 

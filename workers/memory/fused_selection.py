@@ -1,6 +1,6 @@
 """From importances to the tokens that are kept, and their move to the front: three Triton kernels.
 
-Shapes: B rows, H KV heads, K slots, d head size, C trace channels; L = B * H lanes.
+Shapes: B rows, H KV heads, K slots, d head size; L = B * H lanes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def can_choose(importance: Tensor) -> bool:
 
 
 def chosen(
-    importance: Tensor, occupied: Tensor, threshold: float | Tensor, cap: int | None, *, is_even: bool
+    importance: Tensor, positions: Tensor, threshold: float | Tensor, cap: int | None, *, is_even: bool
 ) -> Tensor:
     """What ``selection.select_wanted`` keeps, bool ``[B, H, K]``."""
     rows, heads, num_slots = importance.shape
-    importance, occupied = importance.contiguous(), occupied.contiguous()
+    importance, positions = importance.contiguous(), positions.contiguous()
     keep = torch.empty(rows, heads, num_slots, dtype=torch.bool, device=importance.device)
     counts = torch.empty(rows * heads, dtype=torch.int32, device=importance.device)
     by_row = isinstance(threshold, Tensor)
@@ -38,11 +38,11 @@ def chosen(
     slots = max(16, triton.next_power_of_2(num_slots))
     if is_even:
         _count[(rows * heads,)](
-            importance, occupied, thresholds, counts, number, num_slots,
+            importance, positions, thresholds, counts, number, num_slots,
             HEADS=heads, BY_ROW=by_row, SLOTS=slots, num_warps=CHOOSE_WARPS,
         )  # fmt: skip
     _choose[(rows * heads,)](
-        importance, occupied, thresholds, counts, keep, number, num_slots, num_slots if cap is None else cap,
+        importance, positions, thresholds, counts, keep, number, num_slots, num_slots if cap is None else cap,
         HEADS=heads, HEADS_AND_MORE=triton.next_power_of_2(heads), IS_EVEN=is_even, BY_ROW=by_row, SLOTS=slots,
         num_warps=CHOOSE_WARPS,
     )  # fmt: skip
@@ -60,56 +60,57 @@ def moved(
 ) -> Aligned:  # fmt: skip
     """The tokens where ``keep`` (bool ``[B, H, K]``) holds, at most ``places`` of a lane; then ``n`` that are new.
 
-    ``new_keys`` and ``new_values [B, H, n, d]``, whose positions follow on the newest.
+    ``new_keys`` and ``new_values [B, H, n, d]``, whose positions follow on the newest. The trace stays where it is.
     """
     rows, heads, num_slots = keep.shape
-    channels, num_new = trace.shape[-1], new_keys.shape[2]
+    num_new = new_keys.shape[2]
     out = Aligned(
-        keys.new_empty(rows, heads, places + num_new, keys.shape[-1]),
-        values.new_empty(rows, heads, places + num_new, values.shape[-1]),
-        positions.new_empty(rows, heads, places + num_new),
-        trace.new_empty(rows, heads, channels, places),  # channel by channel, as the next kernel reads it
-        positions.new_empty(rows * heads),
+        keys=keys.new_empty(rows, heads, places + num_new, keys.shape[-1]),
+        values=values.new_empty(rows, heads, places + num_new, values.shape[-1]),
+        positions=positions.new_empty(rows, heads, places + num_new),
+        trace=trace,
+        sources=positions.new_empty(rows, heads, places),
+        empty=positions.new_empty(rows * heads),
     )
-    key, value, position, told = (tensor.flatten(0, 1) for tensor in (keys, values, positions, trace))
+    key, value, position = (tensor.flatten(0, 1) for tensor in (keys, values, positions))
     _move[(triton.cdiv(num_slots, MOVED) + triton.cdiv(num_new, MOVED), rows * heads)](
-        keep.contiguous(), key, value, position, told, new_keys, new_values, *out,
-        key.stride(0), key.stride(1), value.stride(0), value.stride(1), position.stride(0), *told.stride(),
+        keep.contiguous(), key, value, position, new_keys, new_values,
+        out.keys, out.values, out.positions, out.sources, out.empty,
+        key.stride(0), key.stride(1), value.stride(0), value.stride(1), position.stride(0),
         *new_keys.stride()[:3], *new_values.stride()[:3],
         num_slots, places, num_new,
-        HEADS=heads, SIZE=keys.shape[-1], VALUES=values.shape[-1], CHANNELS=channels,
-        WIDE=max(16, triton.next_power_of_2(channels)), SLOTS=MOVED, ALL=max(16, triton.next_power_of_2(num_slots)),
-        num_warps=4,
+        HEADS=heads, SIZE=keys.shape[-1], VALUES=values.shape[-1], SLOTS=MOVED,
+        ALL=max(16, triton.next_power_of_2(num_slots)), num_warps=8,
     )  # fmt: skip
-    return out._replace(trace=out.trace.transpose(2, 3))
+    return out
 
 
 @triton.jit
-def _is_wanted(importance, occupied, lane, threshold, slot, num_slots):
+def _is_wanted(importance, positions, lane, threshold, slot, num_slots):
     """Of all slots of a lane; and which hold a token."""
     is_slot = slot < num_slots
     value = tl.load(importance + lane * num_slots + slot, mask=is_slot, other=0.0)
-    is_held = tl.load(occupied + lane * num_slots + slot, mask=is_slot, other=0) != 0
+    is_held = tl.load(positions + lane * num_slots + slot, mask=is_slot, other=-1) >= 0
     wanted = ((value >= threshold) & is_held) | (slot == num_slots - 1)
     return value, is_held, wanted
 
 
 @triton.jit(do_not_specialize=["num_slots"])
 def _count(
-    importance, occupied, thresholds, counts, threshold, num_slots,
+    importance, positions, thresholds, counts, threshold, num_slots,
     HEADS: tl.constexpr, BY_ROW: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """How many of a lane are wanted."""
     lane = tl.program_id(0).to(tl.int64)
     if BY_ROW:
         threshold = tl.load(thresholds + lane // HEADS)
-    _, _, wanted = _is_wanted(importance, occupied, lane, threshold, tl.arange(0, SLOTS), num_slots)
+    _, _, wanted = _is_wanted(importance, positions, lane, threshold, tl.arange(0, SLOTS), num_slots)
     tl.store(counts + lane, tl.sum(wanted.to(tl.int32), 0))
 
 
 @triton.jit(do_not_specialize=["num_slots", "cap"])
 def _choose(
-    importance, occupied, thresholds, counts, keep, threshold, num_slots, cap,
+    importance, positions, thresholds, counts, keep, threshold, num_slots, cap,
     HEADS: tl.constexpr, HEADS_AND_MORE: tl.constexpr, IS_EVEN: tl.constexpr, BY_ROW: tl.constexpr,
     SLOTS: tl.constexpr,
 ):  # fmt: skip
@@ -123,7 +124,7 @@ def _choose(
     slot = tl.arange(0, SLOTS)
     if BY_ROW:
         threshold = tl.load(thresholds + row)
-    value, is_held, wanted = _is_wanted(importance, occupied, lane, threshold, slot, num_slots)
+    value, is_held, wanted = _is_wanted(importance, positions, lane, threshold, slot, num_slots)
     if IS_EVEN:
         head = tl.arange(0, HEADS_AND_MORE)
         count = tl.max(tl.load(counts + row * HEADS + head, mask=head < HEADS, other=0), 0)
@@ -150,15 +151,14 @@ def _choose(
     tl.store(keep + lane * num_slots + slot, kept.to(tl.int8), mask=slot < num_slots)
 
 
-@triton.jit(do_not_specialize=["position_lane", "trace_lane", "trace_channel", "num_slots", "places", "num_new"])
+@triton.jit(do_not_specialize=["position_lane", "num_slots", "places", "num_new"])
 def _move(
-    keep, keys, values, positions, trace, new_keys, new_values,
-    moved_keys, moved_values, moved_positions, moved_trace, empty,
-    key_lane, key_slot, value_lane, value_slot, position_lane, trace_lane, trace_slot, trace_channel,
+    keep, keys, values, positions, new_keys, new_values,
+    moved_keys, moved_values, moved_positions, sources, empty,
+    key_lane, key_slot, value_lane, value_slot, position_lane,
     new_key_row, new_key_head, new_key_slot, new_value_row, new_value_head, new_value_slot,
     num_slots, places, num_new,
-    HEADS: tl.constexpr, SIZE: tl.constexpr, VALUES: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
-    SLOTS: tl.constexpr, ALL: tl.constexpr,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, VALUES: tl.constexpr, SLOTS: tl.constexpr, ALL: tl.constexpr,
 ):  # fmt: skip
     """Some slots of one lane: what is kept of them goes to its place; or some new tokens."""
     lane = tl.program_id(1).to(tl.int64)
@@ -171,12 +171,12 @@ def _move(
         row, head = lane // HEADS, lane % HEADS
         there = row * new_key_row + head * new_key_head + new[:, None] * new_key_slot + key_channel[None, :]
         k = tl.load(new_keys + there, mask=is_new[:, None])
-        to = lane * capacity + places + new
-        tl.store(moved_keys + to[:, None] * SIZE + key_channel[None, :], k, mask=is_new[:, None])
         there = row * new_value_row + head * new_value_head + new[:, None] * new_value_slot + value_channel[None, :]
         v = tl.load(new_values + there, mask=is_new[:, None])
-        tl.store(moved_values + to[:, None] * VALUES + value_channel[None, :], v, mask=is_new[:, None])
         newest = tl.load(positions + lane * position_lane + num_slots - 1)
+        to = lane * capacity + places + new
+        tl.store(moved_keys + to[:, None] * SIZE + key_channel[None, :], k, mask=is_new[:, None])
+        tl.store(moved_values + to[:, None] * VALUES + value_channel[None, :], v, mask=is_new[:, None])
         tl.store(moved_positions + to, newest + 1 + new, mask=is_new)
         return
     all_slots = tl.arange(0, ALL)
@@ -187,37 +187,28 @@ def _move(
     if first == 0:
         tl.store(empty + lane, missing)
     slot = first + tl.arange(0, SLOTS)
-    channel = tl.arange(0, WIDE)
-    is_channel = (channel < CHANNELS)[:, None]
     kept = tl.load(keep + lane * num_slots + slot, mask=slot < num_slots, other=0).to(tl.int32)
     is_moved = kept != 0
-    to = missing + before + tl.cumsum(kept, 0) - 1
     k = tl.load(keys + lane * key_lane + slot[:, None] * key_slot + key_channel[None, :], mask=is_moved[:, None])
     v = tl.load(
         values + lane * value_lane + slot[:, None] * value_slot + value_channel[None, :], mask=is_moved[:, None]
     )
     position = tl.load(positions + lane * position_lane + slot, mask=is_moved)
-    t = tl.load(
-        trace + lane * trace_lane + slot[None, :] * trace_slot + channel[:, None] * trace_channel,
-        mask=is_moved[None, :] & is_channel,
-    )  # fmt: skip
-    out = (lane * capacity + to)[:, None] * SIZE + key_channel[None, :]
-    tl.store(moved_keys + out, k, mask=is_moved[:, None])
-    out = (lane * capacity + to)[:, None] * VALUES + value_channel[None, :]
-    tl.store(moved_values + out, v, mask=is_moved[:, None])
-    tl.store(moved_positions + lane * capacity + to, position, mask=is_moved)
-    out = moved_trace + (lane * CHANNELS + channel[:, None]) * places
-    tl.store(out + to[None, :], t, mask=is_moved[None, :] & is_channel)
-    # Its own places are empty where fewer are kept: values there are multiplied with zero, and must be numbers.
-    if first >= missing:  # no place before it is empty
+    place = missing + before + tl.cumsum(kept, 0) - 1
+    to = lane * capacity + place
+    tl.store(moved_keys + to[:, None] * SIZE + key_channel[None, :], k, mask=is_moved[:, None])
+    tl.store(moved_values + to[:, None] * VALUES + value_channel[None, :], v, mask=is_moved[:, None])
+    tl.store(moved_positions + to, position, mask=is_moved)
+    tl.store(sources + lane * places + place, slot, mask=is_moved)
+    if first >= missing:  # no place of its own is empty
         return
+    # Values of an empty place are multiplied with zero, and must be numbers.
     is_empty = slot < missing
     none = tl.zeros([SLOTS], tl.int32) - 1
-    tl.store(moved_positions + lane * capacity + slot, none, mask=is_empty)
+    to = lane * capacity + slot
+    tl.store(moved_positions + to, none, mask=is_empty)
+    tl.store(sources + lane * places + slot, none, mask=is_empty)
     zeros = tl.zeros([SLOTS, VALUES], moved_values.dtype.element_ty)
-    nothing = (lane * capacity + slot)[:, None] * VALUES + value_channel[None, :]
-    tl.store(moved_values + nothing, zeros, mask=is_empty[:, None])
+    tl.store(moved_values + to[:, None] * VALUES + value_channel[None, :], zeros, mask=is_empty[:, None])
     zeros = tl.zeros([SLOTS, SIZE], moved_keys.dtype.element_ty)
-    nothing = (lane * capacity + slot)[:, None] * SIZE + key_channel[None, :]
-    tl.store(moved_keys + nothing, zeros, mask=is_empty[:, None])
-    tl.store(out + slot[None, :], tl.zeros([WIDE, SLOTS], tl.float32), mask=is_empty[None, :] & is_channel)
+    tl.store(moved_keys + to[:, None] * SIZE + key_channel[None, :], zeros, mask=is_empty[:, None])

@@ -116,7 +116,7 @@ class Namm(Memory):
         """Score every slot and keep what the published rule keeps, by this memory's threshold."""
         importance = self.importance(view)
         threshold = row_thresholds(self._at(importance.device).threshold, importance)
-        keep = select_wanted(importance, view.occupied, self.settings.heads, self.settings.cap, threshold)
+        keep = select_wanted(importance, view.positions, self.settings.heads, self.settings.cap, threshold)
         return Decision(keep, importance)
 
     def _at(self, device: torch.device) -> _OnDevice:

@@ -25,13 +25,13 @@ def ranks(importance: Tensor, occupied: Tensor) -> Tensor:
 
 
 def select_wanted(
-    importance: Tensor, occupied: Tensor, heads: Heads, cap: int | None, threshold: float | Tensor = 0.0
+    importance: Tensor, positions: Tensor, heads: Heads, cap: int | None, threshold: float | Tensor = 0.0
 ) -> Tensor:
     """The published rule: a token is wanted when its importance is at least zero; the newest is always kept.
 
     Args:
         importance: ``[B, H, K]``, slots aligned at their newest token (the last).
-        occupied: bool ``[B, H, K]``, False where a slot is padding.
+        positions: int32 ``[B, H, K]``, -1 where a slot is empty.
         heads: ``ragged`` keeps in every head what it wants; ``even`` keeps in every head as many tokens as the layer's
             greediest head wants, filled up with the best of the rejected.
         cap: most tokens that a head may keep, or None.
@@ -42,8 +42,9 @@ def select_wanted(
     """
     kernels = kernels_for(importance, "fused_selection")
     if kernels is not None and kernels.can_choose(importance):
-        chosen: Tensor = kernels.chosen(importance, occupied, threshold, cap, is_even=heads == "even")
+        chosen: Tensor = kernels.chosen(importance, positions, threshold, cap, is_even=heads == "even")
         return chosen
+    occupied = positions >= 0
     wanted = (importance >= threshold) & occupied
     wanted[..., -1] = True
     if heads == "ragged" and cap is None:

@@ -30,14 +30,22 @@ class Aligned(NamedTuple):
     positions: Tensor
     """int32 ``[B, H, places + n]``; -1 where a place is empty."""
     trace: Tensor
-    """float32 ``[B, H, places, C]``; that of the new tokens is zero."""
+    """float32 ``[B, H, K', C]``, as the tokens lay at the last update; that of the new tokens is zero."""
+    sources: Tensor
+    """int32 ``[B, H, places]``: the slot of ``trace`` that is each place's, -1 where a place is empty."""
     empty: Tensor
     """int32 ``[L]``: empty places before each lane's first token, which the host need not know."""
 
     @property
     def places(self) -> int:
         """Slots for tokens that are held."""
-        return self.trace.shape[2]
+        return self.sources.shape[2]
+
+    def own_trace(self) -> Tensor:
+        """The trace of each place, ``[B, H, places, C]``, zero where it is empty; channel by channel in memory."""
+        told = self.trace.transpose(2, 3)
+        source = self.sources[:, :, None].expand(*told.shape[:3], -1)
+        return told.gather(3, source.clamp(min=0).long()).masked_fill_(source < 0, 0).transpose(2, 3)
 
 
 @dataclass(frozen=True)
@@ -123,10 +131,8 @@ class Slots:
         kernels = kernels_for(keep, "fused_selection")
         if kernels is not None and kernels.can_move(self.keys, self.values):
             nothing = self.keys[:, :, :0], self.values[:, :, :0]
-            keys, values, positions, trace, _ = kernels.moved(
-                keep, longest, self.keys, self.values, self.positions, self.trace, *nothing
-            )
-            return Slots(keys, values, positions, trace, empty)
+            moved = kernels.moved(keep, longest, self.keys, self.values, self.positions, self.trace, *nothing)
+            return Slots(moved.keys, moved.values, moved.positions, moved.own_trace(), empty)
         total = longest * len(empty) - sum(empty)
         order = torch.nonzero_static(keep.flatten(), size=total)[:, 0]  # by lane, then in ascending order
         vacant = None

@@ -121,7 +121,7 @@ def test_importances(held, lookahead, dtype, limit):
 
 
 def importances_with_ties(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of 3 rows and 4 heads, with equal ones, infinite ones and zeros of both signs; occupied slots; thresholds."""
+    """Of 3 rows and 4 heads, with equal ones, infinite ones and zeros of both signs; positions; thresholds."""
     generator = torch.Generator().manual_seed(seed)
     num_slots = [1, 2, 17, 64, 300, 1_025][seed % 6]
     importance = torch.randn(3, 4, num_slots, generator=generator)
@@ -130,8 +130,8 @@ def importances_with_ties(seed: int) -> tuple[Tensor, Tensor, Tensor]:
         importance[0, :, : num_slots // 3] = -torch.inf
         importance[1, :, : num_slots // 4] = torch.inf
     empty = torch.randint(0, num_slots, (3, 4, 1), generator=generator)
-    occupied = torch.arange(num_slots) >= empty
-    return importance.to(DEVICE), occupied.to(DEVICE), torch.randn(3, 1, 1, generator=generator).to(DEVICE)
+    positions = torch.arange(num_slots, dtype=torch.int32).where(torch.arange(num_slots) >= empty, -1)
+    return importance.to(DEVICE), positions.to(DEVICE), torch.randn(3, 1, 1, generator=generator).to(DEVICE)
 
 
 @pytest.mark.parametrize("cap", [None, 1, 7])
@@ -139,10 +139,10 @@ def importances_with_ties(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("seed", range(12))
 def test_the_choice_is_the_very_same(seed, heads, cap, monkeypatch):
     monkeypatch.setattr("workers.memory.selection.kernels_for", lambda *_: None)
-    importance, occupied, thresholds = importances_with_ties(seed)
+    importance, positions, thresholds = importances_with_ties(seed)
     for threshold in (0.0, 0.5, thresholds):
-        expected = select_wanted(importance, occupied, heads, cap, threshold)
-        ours = fused_selection.chosen(importance, occupied, threshold, cap, is_even=heads == "even")
+        expected = select_wanted(importance, positions, heads, cap, threshold)
+        ours = fused_selection.chosen(importance, positions, threshold, cap, is_even=heads == "even")
         assert torch.equal(ours, expected)
 
 
@@ -175,8 +175,8 @@ def test_what_is_kept_is_moved_together(seed, dtype, monkeypatch):
     keys, values, positions = (buffer[:, :, surplus:places] for buffer in moved[:3])
     assert torch.equal(positions, expected.positions)
     assert bool((moved.positions[..., :surplus] == -1).all())
-    assert torch.equal(moved.trace[:, :, surplus:], expected.trace)
-    assert not moved.trace[:, :, :surplus].any()
+    assert torch.equal(moved.own_trace()[:, :, surplus:], expected.trace)
+    assert not moved.own_trace()[:, :, :surplus].any()
     occupied = positions >= 0
     assert torch.equal(keys[occupied], expected.keys[occupied])
     assert torch.equal(values[occupied], expected.values[occupied])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from workers.memory.selection import ranks, select_top, select_wanted
+from workers.memory.selection import ranks, select_top
+from workers.memory.selection import select_wanted as select_wanted_at
 
 IMPORTANCES = (-math.inf, -1.0, -1e-30, -0.0, 0.0, 0.5, 1.0, math.inf)
 """Few values, so that there are ties; zeros of both signs, which are wanted, and the smallest step below."""
@@ -28,6 +30,11 @@ def layers(draw: st.DrawFn, is_even: bool = False) -> tuple[Tensor, Tensor]:
     counts = [[draw(held)] * heads if is_even else [draw(held) for _ in range(heads)] for _ in range(rows)]
     importance = torch.tensor([[draw(values) for _ in range(heads)] for _ in range(rows)])
     return importance, torch.arange(slots) >= slots - torch.tensor(counts)[..., None]
+
+
+def select_wanted(importance: Tensor, occupied: Tensor, *rules: Any) -> Tensor:
+    """Where positions tell no more than which slots hold a token."""
+    return select_wanted_at(importance, occupied.int() - 1, *rules)
 
 
 def best_first(importance: list[float], occupied: list[bool]) -> list[int]:
