@@ -50,9 +50,11 @@ class Swept(NamedTuple):
     output: Tensor
     """``[B, H * r, n, d]``"""
     held: Aligned
-    """After the last update, with no block behind."""
+    """What is held at the last update, with the trace after it; nothing has been evicted yet."""
+    keep: Tensor
+    """bool ``[B, H, places + every]``: what of it the last update keeps."""
     empty: Tensor
-    """int32 ``[updates, L]``: empty places after each update."""
+    """int32 ``[updates - 1, L]``: empty places after each update but the last."""
 
 
 Sweep = Callable[[Aligned, Tensor, Tensor, Tensor], Swept]
@@ -113,10 +115,8 @@ def sweep_ahead(
         _lay_out(begin, held, seen_tokens, key[:, :, :every], value[:, :, :every])
         swept = sweep(begin, query, key, value)
     meter, num_rows = layer.cache.meter, len(layer.cache.padding.by_row)
-    after = swept.held._replace(trace=swept.held.own_trace())
-    if is_recorded:
-        after = after._replace(**{name: getattr(after, name).clone() for name in ("keys", "values", "positions")})
-    counts = _HostCopy(swept.empty)
+    after = _kept(swept, places)
+    counts = _HostCopy(torch.cat([swept.empty, after.empty[None]]))
 
     def settled() -> Slots:
         empty = counts.wait()
@@ -148,14 +148,12 @@ def sweep_blocks(
         _, trace = attention.attend_and_observe(
             query[:, :, block], slots, options, spectrum, held.empty, held.sources, output[:, :, block]
         )
-        view = LayerView(layer, reach, held.keys, held.values, held.positions, trace)
-        keep = memory.decide(view).keep
-        held = selection.moved(
-            keep, begin.places, held.keys, held.values, held.positions, trace, key[:, :, following],
-            value[:, :, following],
-        )  # fmt: skip
-        empty.append(held.empty)
-    return Swept(output, held, torch.stack(empty))
+        keep = memory.decide(LayerView(layer, reach, held.keys, held.values, held.positions, trace)).keep
+        held = held._replace(trace=trace)
+        if following.start < num_queries:
+            held = selection.moved(keep, begin.places, *held[:4], key[:, :, following], value[:, :, following])
+            empty.append(held.empty)
+    return Swept(output, held, keep, torch.stack(empty))
 
 
 # Before and after -----------------------------------------------------------------------------------------------------
@@ -186,6 +184,15 @@ def _lay_out(begin: Aligned, held: Slots, seen_tokens: int, key: Tensor, value: 
     begin.sources.copy_(torch.arange(places, dtype=torch.int32, device=key.device))
     begin.empty.copy_(torch.tensor(held.empty, dtype=torch.int32), non_blocking=True)
     begin.empty.add_(first)
+
+
+def _kept(swept: Swept, places: int) -> Aligned:
+    """What the last update keeps, in tensors of its own."""
+    selection = kernels_for(swept.keep, "fused_selection")
+    assert selection is not None
+    nothing = swept.held.keys[:, :, :0], swept.held.values[:, :, :0]
+    moved: Aligned = selection.moved(swept.keep, places, *swept.held[:4], *nothing)
+    return moved._replace(trace=moved.own_trace())
 
 
 def _account(meter: Meter, num_rows: int, cohort: Cohort, begin: Aligned, held: Slots, empty: list[list[int]]) -> None:

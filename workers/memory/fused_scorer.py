@@ -47,9 +47,9 @@ def importances(
     num_extra = 0 if extra is None else extra.shape[-1]
     more = trace if extra is None else extra.reshape(lanes, num_slots, num_extra)
     features = torch.empty(lanes, num_slots, WIDTH, dtype=torch.float32, device=trace.device)
-    dtype, num_parts = torch.float16, 1
+    dtype, num_parts, precision = torch.float16, 1, "tf32"
     if view.keys.dtype == torch.float32:  # Triton's interpreter, on a CPU, multiplies no bfloat16
-        dtype, num_parts = torch.bfloat16 if trace.is_cuda else torch.float32, 2
+        dtype, num_parts, precision = torch.bfloat16 if trace.is_cuda else torch.float32, 2, "tf32x3"
     factors = torch.empty(3 * num_parts, lanes, num_slots, hidden, dtype=dtype, device=trace.device)
     by_genome = lanes // len(parameters.qkv_weight)
     _project[(triton.cdiv(num_slots, OWN), lanes)](
@@ -57,14 +57,14 @@ def importances(
         trace.stride(0), trace.stride(1), trace.stride(2), positions.stride(0),
         num_slots, by_genome, hidden**-0.5 * LOG2_E,
         RECENCY=settings.recency_size, BINS=settings.num_bins, EXTRA=num_extra, HIDDEN=hidden, PARTS=num_parts,
-        SLOTS=OWN, WIDE=WIDTH, num_warps=4,
+        SLOTS=OWN, WIDE=WIDTH, PRECISION=precision, num_warps=4,
     )  # fmt: skip
     importance = torch.empty(lanes, num_slots, dtype=torch.float32, device=trace.device)
     _score[(lanes, triton.cdiv(num_slots, OWN))](
         features, factors, positions, parameters.out_weight, parameters.out_bias, parameters.score_weight,
         parameters.score_bias, importance, positions.stride(0), num_slots, lanes, by_genome,
         FEATURES=settings.num_features, HIDDEN=hidden, PARTS=num_parts, OWN=OWN, TILE=TILE, WIDE=WIDTH,
-        num_warps=4, num_stages=3, maxnreg=144,
+        PRECISION=precision, num_warps=4, num_stages=3, maxnreg=144,
     )  # fmt: skip
     return importance.view(rows, heads, num_slots)
 
@@ -82,7 +82,7 @@ def _project(
     trace_lane, trace_slot, trace_channel, position_lane,
     num_slots, by_genome, scale,
     RECENCY: tl.constexpr, BINS: tl.constexpr, EXTRA: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr,
-    SLOTS: tl.constexpr, WIDE: tl.constexpr,
+    SLOTS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Features of a few slots, and queries, keys and values of them; queries times ``scale``."""
     lane = tl.program_id(1).to(tl.int64)
@@ -118,7 +118,7 @@ def _project(
             mask=is_feature[:, None], other=0.0,
         )  # fmt: skip
         b = tl.load(bias + genome * (3 * HIDDEN) + part * HIDDEN + channel)
-        y = tl.dot(x, w, input_precision="tf32x3") + b[None, :]
+        y = tl.dot(x, w, input_precision=PRECISION) + b[None, :]
         if part == 0:
             y *= scale
         high = _rounded(y, factors.dtype.element_ty)
@@ -176,7 +176,7 @@ def _score(
     features, factors, positions, out_weight, out_bias, score_weight, score_bias, importance,
     position_lane, num_slots, lanes, by_genome,
     FEATURES: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attention of a few slots to themselves and to newer ones, which come after them, and what follows it.
 
@@ -216,9 +216,9 @@ def _score(
     genome = lane // by_genome
     out = out_weight + (genome * HIDDEN + channel[:, None]) * (2 * FEATURES) + f[None, :]
     bias = out_bias + genome * (2 * FEATURES) + f
-    residual = tl.dot(mixed, tl.load(out, mask=is_feature[None, :], other=0.0), input_precision="tf32x3")
+    residual = tl.dot(mixed, tl.load(out, mask=is_feature[None, :], other=0.0), input_precision=PRECISION)
     residual += tl.load(bias, mask=is_feature, other=0.0)[None, :]
-    factor = tl.dot(mixed, tl.load(out + FEATURES, mask=is_feature[None, :], other=0.0), input_precision="tf32x3")
+    factor = tl.dot(mixed, tl.load(out + FEATURES, mask=is_feature[None, :], other=0.0), input_precision=PRECISION)
     factor += tl.load(bias + FEATURES, mask=is_feature, other=0.0)[None, :]
     x = tl.load(features + (lane * num_slots + own[:, None]) * WIDE + f[None, :], mask=is_own[:, None], other=0.0)
     w = tl.load(score_weight + genome * FEATURES + f, mask=is_feature, other=0.0)

@@ -143,10 +143,11 @@ def _choose(
         least = tl.where(above >= count, higher, least)
         at_least = tl.where(above >= count, above, at_least)
         bit -= 1
-    is_above = ordered > least
-    is_at = ordered == least
-    missing = count - tl.sum(is_above.to(tl.int32), 0)
-    kept = is_above | (is_at & (tl.cumsum(is_at.to(tl.int32), 0) <= missing))
+    kept = ordered >= least
+    if at_least != count:  # some are equal: the first of them
+        is_above, is_at = ordered > least, ordered == least
+        missing = count - tl.sum(is_above.to(tl.int32), 0)
+        kept = is_above | (is_at & (tl.cumsum(is_at.to(tl.int32), 0) <= missing))
     kept = kept & (is_held | (slot == num_slots - 1))
     tl.store(keep + lane * num_slots + slot, kept.to(tl.int8), mask=slot < num_slots)
 

@@ -233,6 +233,7 @@ def as_a_graph(call: Callable[[], ahead.Swept]) -> Callable[[], ahead.Swept]:
         for place, tensor in zip(first[0].held, swept.held, strict=True):
             place.copy_(tensor)
         first[0].output.copy_(swept.output)
+        first[0].keep.copy_(swept.keep)
         first[0].empty.copy_(swept.empty)
         return first[0]
 
