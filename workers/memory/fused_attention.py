@@ -1,9 +1,9 @@
 """Attention and spectrogram without ever writing the attention: two Triton kernels in the place of ``watching.attend``.
 
 The first is flash attention that also stores the log-sum-exp of every query. With it the second knows every weight
-without asking another query or slot: a program takes a few slots of a lane, walks over the queries by blocks of two
-hops, computes the weights anew from queries and keys, averages them over the query heads, and keeps the moving average
-over the frames' magnitudes (spec 3.1 and 3.2) in registers. So a block reads queries, keys and values, writes its
+without asking another query or slot: a program takes a few slots of a lane, walks over the queries hop by hop, computes
+the weights anew from queries and keys, averages them over the query heads, and keeps the moving average over the
+frames' magnitudes (spec 3.1 and 3.2) in registers. So a block reads queries, keys and values, writes its
 output and the trace, and nothing that is as large as queries times slots.
 
 Shapes: B rows, H KV heads, r query heads per KV head, n queries, K slots, d head size; L = B * H lanes.
@@ -188,6 +188,26 @@ def _attend(
     tl.store(log_sums + head.to(tl.int64) * num_queries + row, highest + tl.log2(total), mask=is_query)
 
 
+@triton.jit
+def _paid(
+    k, batch, sums, start, query_head, query_row, num_queries, scale,
+    GROUP: tl.constexpr, MEMBERS: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr, STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Attention of STEP queries to the slots of ``k``, summed over the query heads of their group."""
+    beside, channel = tl.arange(0, MEMBERS * STEP), tl.arange(0, SIZE)
+    row = start + beside % STEP
+    paid = tl.zeros([SLOTS, STEP], tl.float32)
+    for part in tl.static_range(0, GROUP, MEMBERS):
+        member = part + beside // STEP
+        of_query = tl.minimum(member, GROUP - 1) * query_head + row * query_row
+        q = tl.load(batch + of_query[:, None] + channel[None, :])
+        log_sum = tl.load(sums + member * num_queries + row, mask=member < GROUP, other=float("inf"))
+        weights = tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale - log_sum[None, :])
+        paid += tl.sum(tl.reshape(weights, [SLOTS, MEMBERS, STEP]), 1)
+    return paid
+
+
 @triton.jit(do_not_specialize=["trace_lane", "trace_channel", "heads", "num_queries", "num_slots", "num_traced"])
 def _observe(
     queries, keys, log_sums, trace, sources, observed, empty, basis,
@@ -222,9 +242,8 @@ def _observe(
     state = trace + lane.to(tl.int64) * trace_lane + source * trace_slot
     average = UNIT * tl.load(state[:, None] + step[None, :] * trace_channel, mask=is_traced[:, None], other=0.0)
     is_lowest = (step == 0)[None, :]
-    highest = UNIT * tl.load(state + STEP * trace_channel, mask=is_traced, other=0.0)[:, None] + tl.zeros(
-        [SLOTS, STEP], tl.float32
-    )
+    highest = UNIT * tl.load(state + STEP * trace_channel, mask=is_traced, other=0.0)
+    highest = tl.where(is_lowest, highest[:, None], 0.0)
     pending = tl.load(state[:, None] + (STEP + 1 + step)[None, :] * trace_channel, mask=is_traced[:, None], other=0.0)
     before = (UNIT * pending).to(older.dtype)
     # Nobody sees a token before it is there, so its average stays zero until then.
@@ -233,20 +252,25 @@ def _observe(
     begin = tl.where(first_slot + SLOTS <= first, num_queries, begin)
     # From here on all queries see all slots, if none is empty.
     plain_begin = tl.where(first_slot < first, num_queries, first_slot + SLOTS - newest - 1)
-    beside = tl.arange(0, MEMBERS * STEP)
     batch = queries + (lane // heads).to(tl.int64) * query_batch + (lane % heads * GROUP) * query_head
     sums = log_sums + (lane * GROUP).to(tl.int64) * num_queries
     for start in range(begin, num_queries, STEP):
-        row = start + beside % STEP
-        paid = tl.zeros([SLOTS, STEP], tl.float32)
-        for part in tl.static_range(0, GROUP, MEMBERS):
-            member = part + beside // STEP
-            q = tl.load(
-                batch + (tl.minimum(member, GROUP - 1) * query_head + row * query_row)[:, None] + channel[None, :]
-            )
-            log_sum = tl.load(sums + member * num_queries + row, mask=member < GROUP, other=float("inf"))
-            weights = tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale - log_sum[None, :])
-            paid += tl.sum(tl.reshape(weights, [SLOTS, MEMBERS, STEP]), 1)
+        paid = _paid(
+            k,
+            batch,
+            sums,
+            start,
+            query_head,
+            query_row,
+            num_queries,
+            scale,
+            GROUP,
+            MEMBERS,
+            SIZE,
+            SLOTS,
+            STEP,
+            PRECISION,
+        )
         if start < plain_begin:
             is_seen = (slot >= first)[:, None] & (slot[:, None] <= newest + start + step[None, :])
             paid = tl.where(is_seen & is_slot[:, None], paid, 0.0)

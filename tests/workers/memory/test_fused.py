@@ -25,7 +25,7 @@ from workers.memory.options import AttentionOptions
 from workers.memory.padding import Cohort
 from workers.memory.scorer import importances
 from workers.memory.selection import select_wanted
-from workers.memory.slots import Slots
+from workers.memory.slots import Aligned, Slots
 from workers.memory.specs import NammSettings, Normalisation
 from workers.memory.watching import attend
 
@@ -44,6 +44,7 @@ CASES = {
     "after-an-eviction": {"rows": 2, "heads": 2, "group": 4, "held": 45, "new": 48, "size": 32},
     "one-head-a-group": {"rows": 1, "heads": 3, "group": 1, "held": 130, "new": 144, "size": 16},
     "three-heads-a-group": {"rows": 1, "heads": 2, "group": 3, "held": 40, "new": 80, "size": 16},
+    "six-heads-a-group": {"rows": 1, "heads": 1, "group": 6, "held": 20, "new": 32, "size": 16},
     "ragged": {"rows": 2, "heads": 2, "group": 2, "held": 70, "new": 32, "size": 16, "ragged": True},
     "very-ragged": {"rows": 2, "heads": 2, "group": 2, "held": 300, "new": 160, "size": 16, "ragged": True},
 }
@@ -93,6 +94,29 @@ def test_attention_and_spectrum(case, dtype):
     limit = 1e-2 if dtype != torch.float32 else 1e-4 if HAS_DEVICE else 1e-5
     assert apart(output, expected) < limit
     assert apart(trace.masked_fill(vacant, 0), sums.trace.masked_fill(vacant, 0)) < limit
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["after-an-eviction", "very-ragged"])
+def test_a_trace_may_lie_elsewhere(case):
+    """Where the tokens lay before they moved: told by a list."""
+    shape = CASES[case]
+    slots = some_slots(dtype=torch.float32, **shape)
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(
+        shape["rows"], shape["heads"] * shape["group"], shape["new"], shape["size"], generator=generator
+    )
+    told = torch.rand(*slots.trace.shape[:2], slots.trace.shape[2] + 9, slots.trace.shape[3], generator=generator)
+    places = slots.positions[..., : slots.trace.shape[2]]
+    sources = torch.rand(*told.shape[:3], generator=generator).argsort(-1)[..., : places.shape[2]].int().to(DEVICE)
+    sources[places < 0] = -1
+    moved = Aligned(slots.keys, slots.values, slots.positions, told.to(DEVICE), sources, sources)
+    observed = partial(fused_attention.attend_and_observe, query.to(DEVICE))
+    options = AttentionOptions(scaling=shape["size"] ** -0.5)
+    _, expected = observed(slots.with_trace(moved.own_trace()), options, SETTINGS)
+    _, ours = observed(slots.with_trace(moved.trace), options, SETTINGS, sources=sources)
+    occupied = slots.positions >= 0
+    assert torch.equal(ours[occupied], expected[occupied])
 
 
 @torch.no_grad()
@@ -241,8 +265,10 @@ def as_a_graph(call: Callable[[], ahead.Swept]) -> Callable[[], ahead.Swept]:
 
 
 @pytest.mark.parametrize("is_recorded", [False, True], ids=["launched", "recorded"])
-@pytest.mark.parametrize(("heads", "cap", "count"), [("even", None, 1), ("even", 40, 2), ("ragged", None, 1)])
-def test_a_prompt_is_read_as_without_kernels(heads, cap, count, is_recorded, monkeypatch):
+@pytest.mark.parametrize(
+    ("heads", "cap", "count", "updates"), [("even", None, 1, 2), ("even", 40, 2, 4), ("ragged", None, 1, 2)]
+)
+def test_a_prompt_is_read_as_without_kernels(heads, cap, count, updates, is_recorded, monkeypatch):
     """Through every seam, several updates in a call, so that the host goes on without the counts of most of them."""
     settings = NammSettings(update_every=32, heads=heads, cap=cap)
     genomes = 0.5 * torch.randn(count, settings.genome_size, generator=torch.Generator().manual_seed(2))
@@ -255,7 +281,7 @@ def test_a_prompt_is_read_as_without_kernels(heads, cap, count, is_recorded, mon
     monkeypatch.setattr(ahead, "_account", lambda *given: swept.append(given[-1]) or account(*given))
     monkeypatch.setattr(ahead, "PLACES_STEP", 8)
     monkeypatch.setattr(ahead, "_is_worth_recording", lambda _: is_recorded)
-    monkeypatch.setattr(ahead, "AHEAD_TOKENS", 64)
+    monkeypatch.setattr(ahead, "AHEAD_TOKENS", 32 * updates)
     if not HAS_DEVICE:
         monkeypatch.setattr(ahead, "cuda_graph", as_a_graph)
     found = []
@@ -270,7 +296,9 @@ def test_a_prompt_is_read_as_without_kernels(heads, cap, count, is_recorded, mon
     assert torch.equal(ours.meter.peak, theirs.meter.peak)
     assert ours.meter.highest == theirs.meter.highest
     assert torch.equal(ours.row_state_bytes(), theirs.row_state_bytes())
-    assert [len(empty) for empty in swept] == [2] * 4  # two sweeps of two updates in the first call, in each layer
+    assert [len(empty) for empty in swept] == [updates] * (
+        8 // updates
+    )  # four updates in the first call, in each layer
     assert any(min(counts) < max(counts) for empty in swept for counts in empty) or heads == "even"
 
 
