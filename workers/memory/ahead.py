@@ -192,7 +192,7 @@ def _kept(swept: Swept, places: int) -> Aligned:
     assert selection is not None
     nothing = swept.held.keys[:, :, :0], swept.held.values[:, :, :0]
     moved: Aligned = selection.moved(swept.keep, places, *swept.held[:4], *nothing)
-    return moved._replace(trace=moved.own_trace())
+    return moved._replace(trace=selection.own_trace(moved))
 
 
 def _account(meter: Meter, num_rows: int, cohort: Cohort, begin: Aligned, held: Slots, empty: list[list[int]]) -> None:

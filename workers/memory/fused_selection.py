@@ -17,6 +17,8 @@ MOST_SLOTS = 16_384
 SIZES = frozenset({16, 32, 64, 128, 256})
 MOVED = 64
 """Slots that one program moves."""
+GATHERED = 64
+"""Traces that one program gathers."""
 CHOOSE_WARPS = 16
 
 
@@ -83,6 +85,33 @@ def moved(
         ALL=max(16, triton.next_power_of_2(num_slots)), num_warps=8,
     )  # fmt: skip
     return out
+
+
+def own_trace(moved: Aligned) -> Tensor:
+    """The trace of each place, ``[B, H, places, C]``, zero where it is empty; channel by channel in memory."""
+    trace = moved.trace.flatten(0, 1)
+    lanes, channels = len(trace), trace.shape[2]
+    out = trace.new_empty(*moved.sources.shape[:2], channels, moved.places)
+    _gather[(triton.cdiv(moved.places, GATHERED), lanes)](
+        trace, moved.sources, out, *trace.stride(), moved.places, channels,
+        WIDE=max(16, triton.next_power_of_2(channels)), SLOTS=GATHERED, num_warps=4,
+    )  # fmt: skip
+    return out.transpose(2, 3)
+
+
+@triton.jit(do_not_specialize=["trace_lane", "trace_channel", "places"])
+def _gather(
+    trace, sources, gathered, trace_lane, trace_slot, trace_channel, places, channels,
+    WIDE: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Traces of some places of one lane."""
+    lane = tl.program_id(1).to(tl.int64)
+    place, channel = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS), tl.arange(0, WIDE)
+    is_told = (channel < channels)[:, None] & (place < places)[None, :]
+    source = tl.load(sources + lane * places + place, mask=place < places, other=-1)
+    there = source[None, :] * trace_slot + channel[:, None] * trace_channel
+    told = tl.load(trace + lane * trace_lane + there, mask=is_told & (source >= 0)[None, :], other=0.0)
+    tl.store(gathered + (lane * channels + channel[:, None]) * places + place[None, :], told, mask=is_told)
 
 
 @triton.jit

@@ -41,12 +41,6 @@ class Aligned(NamedTuple):
         """Slots for tokens that are held."""
         return self.sources.shape[2]
 
-    def own_trace(self) -> Tensor:
-        """The trace of each place, ``[B, H, places, C]``, zero where it is empty; channel by channel in memory."""
-        told = self.trace.transpose(2, 3)
-        source = self.sources[:, :, None].expand(*told.shape[:3], -1)
-        return told.gather(3, source.clamp(min=0).long()).masked_fill_(source < 0, 0).transpose(2, 3)
-
 
 @dataclass(frozen=True)
 class Slots:
@@ -132,7 +126,7 @@ class Slots:
         if kernels is not None and kernels.can_move(self.keys, self.values):
             nothing = self.keys[:, :, :0], self.values[:, :, :0]
             moved = kernels.moved(keep, longest, self.keys, self.values, self.positions, self.trace, *nothing)
-            return Slots(moved.keys, moved.values, moved.positions, moved.own_trace(), empty)
+            return Slots(moved.keys, moved.values, moved.positions, kernels.own_trace(moved), empty)
         total = longest * len(empty) - sum(empty)
         order = torch.nonzero_static(keep.flatten(), size=total)[:, 0]  # by lane, then in ascending order
         vacant = None

@@ -113,7 +113,7 @@ def test_a_trace_may_lie_elsewhere(case):
     moved = Aligned(slots.keys, slots.values, slots.positions, told.to(DEVICE), sources, sources)
     observed = partial(fused_attention.attend_and_observe, query.to(DEVICE))
     options = AttentionOptions(scaling=shape["size"] ** -0.5)
-    _, expected = observed(slots.with_trace(moved.own_trace()), options, SETTINGS)
+    _, expected = observed(slots.with_trace(fused_selection.own_trace(moved)), options, SETTINGS)
     _, ours = observed(slots.with_trace(moved.trace), options, SETTINGS, sources=sources)
     occupied = slots.positions >= 0
     assert torch.equal(ours[occupied], expected[occupied])
@@ -199,8 +199,9 @@ def test_what_is_kept_is_moved_together(seed, dtype, monkeypatch):
     keys, values, positions = (buffer[:, :, surplus:places] for buffer in moved[:3])
     assert torch.equal(positions, expected.positions)
     assert bool((moved.positions[..., :surplus] == -1).all())
-    assert torch.equal(moved.own_trace()[:, :, surplus:], expected.trace)
-    assert not moved.own_trace()[:, :, :surplus].any()
+    trace = fused_selection.own_trace(moved)
+    assert torch.equal(trace[:, :, surplus:], expected.trace)
+    assert not trace[:, :, :surplus].any()
     occupied = positions >= 0
     assert torch.equal(keys[occupied], expected.keys[occupied])
     assert torch.equal(values[occupied], expected.values[occupied])
