@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from workers.memory.features import spectrum_basis
 from workers.memory.options import AttentionOptions
@@ -25,6 +26,8 @@ from workers.memory.specs import NammSettings
 
 HOP = 16
 """The smallest side of a matrix product on a tensor core, and the published hop."""
+TILE_BYTES = 16_384
+"""Of keys, and of values, that the first kernel looks at together."""
 MEMBERS = 4
 """Query heads that the second kernel multiplies at once."""
 OBSERVED_SLOTS, OBSERVED_WARPS, OBSERVED_STAGES = 128, 4, 2
@@ -63,13 +66,14 @@ def attend_and_observe(
     log_sums = torch.empty(rows * query_heads, num_queries, dtype=torch.float32, device=query.device)
     scale = options.scaling * LOG2_E
     precision = "ieee" if query.dtype == torch.float32 else "tf32"
-    block = 128 if num_queries >= 128 and size <= 128 else 64 if num_queries >= 64 else 16
+    block = 64 if num_queries >= 64 else 16
+    tile = min(64, TILE_BYTES // (size * query.element_size()))
     _attend[(triton.cdiv(num_queries, block), rows * query_heads)](
-        query, keys, values, output, log_sums, empty,
-        *query.stride()[:3], *output.stride()[:3], keys.stride(0), keys.stride(1), values.stride(0), values.stride(1),
+        query, *(TensorDescriptor.from_tensor(tensor, [1, tile, size]) for tensor in (keys, values)),
+        output, log_sums, empty, *query.stride()[:3], *output.stride()[:3],
         query_heads, num_queries, num_slots, scale,
-        GROUP=group, SIZE=size, QUERIES=block, SLOTS=64, PRECISION=precision,
-        num_warps=8 if block == 128 else 4, num_stages=2 if query.dtype == torch.float32 else 3,
+        GROUP=group, SIZE=size, QUERIES=block, SLOTS=tile, PRECISION=precision,
+        num_warps=4, num_stages=2 if query.dtype == torch.float32 else 3,
     )  # fmt: skip
     trace = slots.trace.flatten(0, 1)
     num_traced = trace.shape[1] if sources is None else sources.shape[2]
@@ -107,17 +111,12 @@ def _basis(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 @triton.jit
 def _take_in(
-    q, row, highest, total, mixed, key_base, value_base, key_row, value_row, start, first, newest, num_slots, scale,
+    q, row, highest, total, mixed, keys, values, lane, start, first, newest, scale,
     SIZE: tl.constexpr, SLOTS: tl.constexpr, PRECISION: tl.constexpr, IS_HIDING: tl.constexpr,
 ):  # fmt: skip
     """One tile of slots into a running softmax."""
     slot = start + tl.arange(0, SLOTS)
-    channel = tl.arange(0, SIZE)
-    if IS_HIDING:
-        is_slot = slot < num_slots
-        k = tl.load(key_base + slot[:, None] * key_row + channel[None, :], mask=is_slot[:, None], other=0.0)
-    else:
-        k = tl.load(key_base + slot[:, None] * key_row + channel[None, :])
+    k = tl.reshape(keys.load([lane, start, 0]), [SLOTS, SIZE])
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     if IS_HIDING:
         seen = (slot[None, :] >= first) & (slot[None, :] <= newest + row[:, None])
@@ -128,10 +127,7 @@ def _take_in(
         safe = tl.where(higher == float("-inf"), 0.0, higher)
     weights = tl.exp2(scores - safe[:, None])
     shrink = tl.exp2(highest - safe)
-    if IS_HIDING:
-        v = tl.load(value_base + slot[:, None] * value_row + channel[None, :], mask=is_slot[:, None], other=0.0)
-    else:
-        v = tl.load(value_base + slot[:, None] * value_row + channel[None, :])
+    v = tl.reshape(values.load([lane, start, 0]), [SLOTS, SIZE])
     mixed = mixed * shrink[:, None]
     mixed = tl.dot(weights.to(v.dtype), v, mixed, input_precision=PRECISION)
     return higher, total * shrink + tl.sum(weights, 1), mixed
@@ -140,7 +136,7 @@ def _take_in(
 @triton.jit(do_not_specialize=["query_heads", "num_queries", "num_slots"])
 def _attend(
     queries, keys, values, output, log_sums, empty,
-    query_batch, query_head, query_row, out_batch, out_head, out_row, key_lane, key_row, value_lane, value_row,
+    query_batch, query_head, query_row, out_batch, out_head, out_row,
     query_heads, num_queries, num_slots, scale,
     GROUP: tl.constexpr, SIZE: tl.constexpr, QUERIES: tl.constexpr, SLOTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -161,26 +157,24 @@ def _attend(
     highest = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     mixed = tl.zeros([QUERIES, SIZE], tl.float32)
-    key_base = keys + lane.to(tl.int64) * key_lane
-    value_base = values + lane.to(tl.int64) * value_lane
     # All queries of the tile see the slots between; only before and behind has anything to be hidden.
     begin = first // SLOTS * SLOTS
     plain_begin = (first + SLOTS - 1) // SLOTS * SLOTS
     plain_stop = tl.maximum((newest + tl.program_id(0) * QUERIES + 1) // SLOTS * SLOTS, plain_begin)
     for start in range(begin, plain_begin, SLOTS):
         highest, total, mixed = _take_in(
-            q, row, highest, total, mixed, key_base, value_base, key_row, value_row, start, first, newest, num_slots,
-            scale, SIZE, SLOTS, PRECISION, True,
+            q, row, highest, total, mixed, keys, values, lane, start, first, newest, scale,
+            SIZE, SLOTS, PRECISION, True,
         )  # fmt: skip
     for start in range(plain_begin, plain_stop, SLOTS):
         highest, total, mixed = _take_in(
-            q, row, highest, total, mixed, key_base, value_base, key_row, value_row, start, first, newest, num_slots,
-            scale, SIZE, SLOTS, PRECISION, False,
+            q, row, highest, total, mixed, keys, values, lane, start, first, newest, scale,
+            SIZE, SLOTS, PRECISION, False,
         )  # fmt: skip
     for start in range(plain_stop, stop, SLOTS):
         highest, total, mixed = _take_in(
-            q, row, highest, total, mixed, key_base, value_base, key_row, value_row, start, first, newest, num_slots,
-            scale, SIZE, SLOTS, PRECISION, True,
+            q, row, highest, total, mixed, keys, values, lane, start, first, newest, scale,
+            SIZE, SLOTS, PRECISION, True,
         )  # fmt: skip
     mixed = mixed / total[:, None]
     out = output + batch * out_batch + of_batch * out_head + row[:, None] * out_row + channel[None, :]
@@ -256,21 +250,9 @@ def _observe(
     sums = log_sums + (lane * GROUP).to(tl.int64) * num_queries
     for start in range(begin, num_queries, STEP):
         paid = _paid(
-            k,
-            batch,
-            sums,
-            start,
-            query_head,
-            query_row,
-            num_queries,
-            scale,
-            GROUP,
-            MEMBERS,
-            SIZE,
-            SLOTS,
-            STEP,
-            PRECISION,
-        )
+            k, batch, sums, start, query_head, query_row, num_queries, scale,
+            GROUP, MEMBERS, SIZE, SLOTS, STEP, PRECISION,
+        )  # fmt: skip
         if start < plain_begin:
             is_seen = (slot >= first)[:, None] & (slot[:, None] <= newest + start + step[None, :])
             paid = tl.where(is_seen & is_slot[:, None], paid, 0.0)
