@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from workers.memory import ahead, attention, namm, watching
+from workers.memory import ahead, attention, folded_scorer, namm, watching
 from workers.memory.features import SpectralSums
 from workers.memory.meter import Meter
 from workers.memory.open_slots import OpenSlots
@@ -32,7 +32,7 @@ PARTS: dict[str, list[Wrapped]] = {
         (OpenSlots, "attend"),
     ],
     "features": [(SpectralSums, "__init__"), (SpectralSums, "take_in"), (namm.Namm, "features"), (watching, "told")],
-    "scorer": [(namm, "importances")],
+    "scorer": [(namm, "importances"), (folded_scorer, "importances")],
     "selection": [(namm, "select_wanted")],
     "storage": [
         *((Slots, name) for name in ("append", "select", "with_trace")),

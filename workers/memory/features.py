@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from workers.memory.specs import NammSettings
+from workers.memory.tame import Scratch
 
 
 @functools.lru_cache(maxsize=16)
@@ -75,6 +76,7 @@ class SpectralSums:
         num_left = pending - (pending - settings.hop) // settings.hop * settings.hop
         self._left = trace.new_zeros(len(lanes), num_left, trace.shape[2])
         self._num_queries = num_queries
+        self._row_room, self._spectrum_room = Scratch(trace, trace.shape[2]), Scratch(trace, trace.shape[2])
         self._carried = self._pending[:0]
         """The rows behind the last complete frame of the lanes whose tile was taken in last."""
 
@@ -82,7 +84,7 @@ class SpectralSums:
         """Behind the rows that unfinished frames of these lanes still need."""
         former = self._pending[lanes] if queries.start == 0 else self._carried
         count, held = queries.stop - queries.start, former.shape[1]
-        rows = self._average.new_empty(former.shape[0], held + count, columns.stop - columns.start)
+        rows = self._row_room.shaped(former.shape[0], held + count, columns.stop - columns.start)
         if queries.start == 0:
             rows[:, :held] = former[..., columns]
         else:  # nobody of the tile before has seen the tokens that are new to this one
@@ -100,10 +102,10 @@ class SpectralSums:
             average = self._average[self._lanes, :, self._columns]
             if len(average) <= frames:
                 for rows, lane_average in zip(self._rows, average, strict=True):
-                    _fold_frames(rows, frames, lane_average, self._settings.ema**hop)
+                    _fold_frames(rows, frames, lane_average, self._settings.ema**hop, self._spectrum_room)
             else:
                 _fold_lanes(self._rows, frames, average, self._settings.ema**hop)
-        self._carried = self._rows[:, frames * hop :]
+        self._carried = self._rows[:, frames * hop :].clone()
         if self._queries.stop == self._num_queries:
             self._left[self._lanes, :, self._columns] = self._carried
 
@@ -114,13 +116,13 @@ class SpectralSums:
         return joined.view(*self._shape, joined.shape[-1])
 
 
-def _fold_frames(rows: Tensor, frames: int, average: Tensor, decay: float) -> None:
+def _fold_frames(rows: Tensor, frames: int, average: Tensor, decay: float, room: Scratch) -> None:
     """Into ``average [bins, c]`` of one lane, all frames of its ``rows [m, c]`` at once."""
     bins, columns = average.shape
     hop = bins - 1
     overlapping = rows.as_strided((frames, 2 * hop, columns), (hop * columns, columns, 1))
     basis = spectrum_basis(2 * hop, rows.device)
-    spectra = _magnitudes(torch.bmm(basis.expand(frames, -1, -1), overlapping))
+    spectra = _magnitudes(torch.bmm(basis.expand(frames, -1, -1), overlapping, out=room.shaped(*overlapping.shape)))
     weights = _frame_weights(frames, decay, rows.device)
     average.mul_(decay**frames).add_(torch.mm(weights, spectra.flatten(1)).view(bins, columns))
 
@@ -137,10 +139,16 @@ def _fold_lanes(rows: Tensor, frames: int, average: Tensor, decay: float) -> Non
 def _magnitudes(spectra: Tensor) -> Tensor:
     """Of spectra ``[..., 2 * hop, c]``, real parts before imaginary ones, to ``[..., bins, c]``, in their place."""
     hop = spectra.shape[-2] // 2
-    imaginary = spectra[..., hop + 1 :, :]
-    power = spectra[..., : hop + 1, :].square_()
+    real, imaginary = spectra[..., : hop + 1, :], spectra[..., hop + 1 :, :]
+    power = torch.addcmul(_least_power(spectra.device).to(spectra.dtype), real, real, out=real)
     power[..., 1:hop, :].addcmul_(imaginary, imaginary)
     return power.sqrt_()
+
+
+@functools.lru_cache(maxsize=16)
+def _least_power(device: torch.device) -> Tensor:
+    """What is added to every power: a root of zero takes a processor a hundred times as long, and many are zero."""
+    return torch.tensor(1e-36, device=device)
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from workers.memory import features
+from workers.memory import features, folded_scorer
 from workers.memory.heads import OFFSET_SCALE, head_genes
 from workers.memory.kernels import kernels_for
 from workers.memory.lookahead import lookahead
@@ -15,6 +15,7 @@ from workers.memory.memory import Decision, LayerView, Memory
 from workers.memory.scorer import ScorerParameters, importances, unfold_genomes
 from workers.memory.selection import part_of, row_thresholds, select_wanted
 from workers.memory.specs import NammSettings, Normalisation
+from workers.memory.tame import can_exponentiate
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class _OnDevice:
 
     genomes: Tensor
     scorer: ScorerParameters
+    folded: tuple[Tensor, Tensor] | None
+    """The scorer as ``folded_scorer.py`` takes it, on a CPU."""
     mean: Tensor
     deviation: Tensor
     threshold: float | Tensor
@@ -107,10 +110,17 @@ class Namm(Memory):
             extra = self._extra_features(view)
             importance: Tensor = kernels.importances(view, extra, here.scorer, here.mean, here.deviation, self.settings)
         else:
-            importance = importances(self.features(view), here.scorer)
+            importance = self._portable(view, here)
         if self.settings.offsets:
             importance = importance + OFFSET_SCALE * head_genes(here.genomes, self.settings, view)
         return importance
+
+    def _portable(self, view: LayerView, here: _OnDevice) -> Tensor:
+        read, found = self.features(view), None
+        if here.folded is not None and can_exponentiate(read):
+            empty = (~view.occupied).flatten(0, 1).sum(-1).tolist()
+            found = folded_scorer.importances(read, *here.folded, empty)
+        return importances(read, here.scorer) if found is None else found
 
     def decide(self, view: LayerView) -> Decision:
         """Score every slot and keep what the published rule keeps, by this memory's threshold."""
@@ -127,9 +137,11 @@ class Namm(Memory):
             mean = torch.tensor(stats.mean, dtype=torch.float32, device=device)
             variance = torch.tensor(stats.variance, dtype=torch.float32, device=device)
             genomes, threshold = self._genomes.to(device, torch.float32), self.threshold
+            scorer = unfold_genomes(genomes, self.settings)
             self._on_device[device] = _OnDevice(
                 genomes=genomes,
-                scorer=unfold_genomes(genomes, self.settings),
+                scorer=scorer,
+                folded=folded_scorer.folded(scorer) if device.type == "cpu" else None,
                 mean=mean,
                 deviation=variance.sqrt().clamp(min=1e-7),
                 threshold=torch.tensor(threshold, device=device) if isinstance(threshold, tuple) else threshold,

@@ -78,10 +78,10 @@ class OpenSlots:
         queries = scaled(query, options).reshape(lanes, -1, size)
         scores = scores_of(torch.bmm(queries, keys.flatten(0, 1).transpose(1, 2)), options)
         scores[..., self.first :].masked_fill_(self.places.open(), -torch.inf)
-        weights = softmax(scores[:, :, None], lane_sinks(options.sinks, heads, slice(0, lanes)))
-        output = torch.bmm(weights[:, :, 0].to(values.dtype), values.flatten(0, 1))
+        weights = softmax(scores, lane_sinks(options.sinks, heads, slice(0, lanes)))
+        output = torch.bmm(weights.to(values.dtype), values.flatten(0, 1))
         if self.rows is not None:
-            paid = weights.new_empty(lanes, 1, keys.shape[2])
+            paid = weights.new_empty(lanes, keys.shape[2])
             average(weights, paid)
             self.rows.index_copy_(2, self.places.row, paid.view(num_rows, heads, 1, -1))
         return output.view(num_rows, -1, 1, output.shape[-1])

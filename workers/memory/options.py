@@ -28,6 +28,11 @@ class AttentionOptions:
     sinks: Tensor | None = None
     """``[H * r]``: a logit for each query head that takes its share of the attention and brings no value."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether weights are the softmax of the scaled products and of nothing else."""
+        return self.softcap is None and self.sinks is None
+
     @staticmethod
     def of_call(
         module: nn.Module, head_size: int, scaling: float | None, arguments: Mapping[str, Any]

@@ -28,6 +28,7 @@ from workers.memory.memory import Memory
 from workers.memory.options import AttentionOptions
 from workers.memory.packed import PackedSlots
 from workers.memory.slots import Slots
+from workers.memory.tame import Scratch, can_exponentiate, exponentiated, multiplied
 
 TILE_SCORES = {"cpu": 1 << 18}
 """Most scores of a tile, by kind of device: what a core's own cache holds; elsewhere memory is the only limit."""
@@ -76,16 +77,16 @@ def tiles(slots: Slots, num_queries: int, group: int) -> Iterator[Tile]:
             yield Tile(chosen, slice(query, stop), slice(first, num_slots - num_queries + stop))
 
 
-def hidden(slots: Slots, tile: Tile, first_query: int, window: int | None) -> Tensor | None:
-    """Which of a tile's slots a query may not see, bool ``[l or 1, t, c']`` over the *last* c' slots of the tile.
+def seen(slots: Slots, tile: Tile, first_query: int, window: int | None) -> Tensor | None:
+    """What a query may see of a tile, 1 or 0, float32 ``[l or 1, t, 1, c']`` over the *last* c' slots of the tile.
 
     The slots before those are seen by every query of the tile; None when all are.
     """
     count = tile.queries.stop - tile.queries.start
     is_full = len(set(slots.empty[tile.lanes])) == 1
     if is_full and window is None:
-        return None if count == 1 else _later(count, slots.positions.device)
-    return _unseen(slots, tile, first_query, window)
+        return None if count == 1 else _earlier(count, slots.positions.device)
+    return (~_unseen(slots, tile, first_query, window)).float()[:, :, None]
 
 
 def _unseen(slots: Slots, tile: Tile, first_query: int, window: int | None) -> Tensor:
@@ -99,10 +100,9 @@ def _unseen(slots: Slots, tile: Tile, first_query: int, window: int | None) -> T
 
 @functools.lru_cache(maxsize=8)
 @torch.inference_mode(mode=False)  # or gradients could not be taken where the mask is used a second time
-def _later(count: int, device: torch.device) -> Tensor:
-    """Tokens of a tile's own that are newer than a query of it, ``[1, t, t]``."""
-    ones = torch.ones(count, count, dtype=torch.bool, device=device)
-    return ones.triu_(1)[None]
+def _earlier(count: int, device: torch.device) -> Tensor:
+    """Tokens of a tile's own that are not newer than a query of it, ``[1, t, 1, t]``."""
+    return torch.ones(count, count, device=device).tril_()[None, :, None]
 
 
 def attend(
@@ -123,24 +123,29 @@ def attend(
     rows, query_heads, num_queries, size = query.shape
     heads = slots.keys.shape[1]
     group = query_heads // heads
-    queries = scaled(query, options).reshape(rows * heads, group, num_queries, size)
+    by_head = scaled(query, options).view(rows, heads, group, num_queries, size)
+    queries = by_head.transpose(2, 3).reshape(rows * heads, num_queries, group, size)
     keys, values = slots.keys.flatten(0, 1), slots.values.flatten(0, 1)
-    output = query.new_empty(rows * heads, group, num_queries, values.shape[-1])
+    output = query.new_empty(rows * heads, num_queries, group, values.shape[-1])
+    scratch = None
+    if can_exponentiate(queries) and num_queries > 1 and options.is_plain:
+        scratch = Scratch(queries, slots.num_slots)
     for tile in tiles(slots, num_queries, group):
-        chosen = queries[tile.lanes, :, tile.queries]
-        lanes, _, count, _ = chosen.shape
-        products = torch.bmm(chosen.reshape(lanes, group * count, size), keys[tile.lanes, tile.columns].transpose(1, 2))
-        scores = scores_of(products.view(lanes, group, count, -1), options)
-        mask = hidden(slots, tile, first_query, options.sliding_window)
-        if mask is not None:
-            scores[..., scores.shape[-1] - mask.shape[-1] :].masked_fill_(mask[:, None], -torch.inf)
-        weights = softmax(scores, lane_sinks(options.sinks, heads, tile.lanes))
-        mixed = torch.bmm(weights.to(values.dtype).flatten(1, 2), values[tile.lanes, tile.columns])
-        output[tile.lanes, :, tile.queries] = mixed.view(lanes, group, count, -1)
+        chosen = queries[tile.lanes, tile.queries]
+        beside = keys[tile.lanes, tile.columns].transpose(1, 2)
+        visible = seen(slots, tile, first_query, options.sliding_window)
+        weights = tame_softmax(chosen, beside, visible, scratch) if scratch is not None else None
+        if weights is None:
+            scratch = None  # what was too much for a tile will be for others
+            scores = scores_of(products(chosen, beside), options)
+            weights = masked_softmax(scores, visible, lane_sinks(options.sinks, heads, tile.lanes))
+        mixed = multiplied(weights.to(values.dtype).flatten(1, 2), values[tile.lanes, tile.columns])
+        output[tile.lanes, tile.queries] = mixed.view(*chosen.shape[:3], -1)
         if observer is not None:
             average(weights.detach(), observer.room(tile.lanes, tile.queries, tile.columns))
             observer.take_in()
-    return output.view(rows, query_heads, num_queries, -1)
+    by_query = output.view(rows, heads, num_queries, group, -1).transpose(1, 2)
+    return by_query.reshape(rows, num_queries, query_heads, -1).transpose(1, 2)
 
 
 def scaled(query: Tensor, options: AttentionOptions) -> Tensor:
@@ -155,15 +160,41 @@ def scores_of(products: Tensor, options: AttentionOptions) -> Tensor:
 
 
 def lane_sinks(sinks: Tensor | None, heads: int, lanes: slice) -> Tensor | None:
-    """``[l, r, 1, 1]`` of a tile's lanes from the ``[H * r]`` of the layer."""
+    """``[l, r, 1]`` of a tile's lanes from the ``[H * r]`` of the layer."""
     if sinks is None:
         return None
     of_lane = torch.arange(lanes.start, lanes.stop, device=sinks.device) % heads
-    return sinks.view(heads, -1)[of_lane][..., None, None]
+    return sinks.view(heads, -1)[of_lane][..., None]
+
+
+def own_slots(scores: Tensor, visible: Tensor | None) -> slice:
+    """The slots that ``visible`` is about, the last ones."""
+    return slice(0 if visible is None else scores.shape[-1] - visible.shape[-1], None)
+
+
+def products(queries: Tensor, keys: Tensor, scratch: Scratch | None = None) -> Tensor:
+    """Of ``queries [l, t, r, d]`` and ``keys [l, d, c]``: ``[l, t, r, c]``."""
+    lanes, count, group, _ = queries.shape
+    out = None if scratch is None else scratch.shaped(lanes, count * group, keys.shape[2])
+    return multiplied(queries.flatten(1, 2), keys, out).view(lanes, count, group, -1)
+
+
+def tame_softmax(queries: Tensor, keys: Tensor, visible: Tensor | None, scratch: Scratch) -> Tensor | None:
+    """:func:`masked_softmax` of :func:`products`, in memory that is used again; None where it takes the usual way."""
+    weights = products(queries, keys, scratch)
+    sums = exponentiated(weights, visible, own_slots(weights, visible))
+    return None if sums is None else weights.mul_(sums.reciprocal_())
+
+
+def masked_softmax(scores: Tensor, visible: Tensor | None, sinks: Tensor | None) -> Tensor:
+    """:func:`softmax` of a tile's ``scores [l, t, r, c]`` over what is :func:`seen`; the scores are lost."""
+    if visible is not None:
+        scores[..., own_slots(scores, visible)].masked_fill_(visible == 0, -torch.inf)
+    return softmax(scores, None if sinks is None else sinks[:, None])
 
 
 def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Over the slots, in float32: ``[l, r, t, c]``."""
+    """Over the slots, in float32: ``[l, r, c]``, or with an axis of queries after the lanes."""
     if sinks is None:
         return torch.softmax(scores, dim=-1, dtype=torch.float32)
     column = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
@@ -171,21 +202,20 @@ def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def average(weights: Tensor, out: Tensor) -> None:
-    """The mean of ``weights [l, r, t, c]`` over the query heads of a group into ``out [l, t, c]``.
+    """The mean of ``weights [..., r, c]`` over the query heads of a group into ``out [..., c]``.
 
     By halves, which is several times faster than a mean over an axis between, and as exact: it rounds once a halving.
     """
-    group = weights.shape[1]
-    if group == 1:
-        out.copy_(weights[:, 0])
-        return
+    group = weights.shape[-2]
     while group > 2 and group % 2 == 0:
         group //= 2
-        weights = torch.lerp(weights[:, :group], weights[:, group:], 0.5)
-    if group == 2:
-        torch.lerp(weights[:, 0], weights[:, 1], 0.5, out=out)
+        weights = torch.lerp(weights[..., :group, :], weights[..., group:, :], 0.5)
+    if group == 1:
+        out.copy_(weights[..., 0, :])
+    elif group == 2:
+        torch.lerp(weights[..., 0, :], weights[..., 1, :], 0.5, out=out)
     else:
-        torch.mean(weights, dim=1, out=out)
+        torch.mean(weights, dim=-2, out=out)
 
 
 class WholeRows:
@@ -278,12 +308,12 @@ def attend_packed(
     scores = scores_of(products, options)
     if options.softcap is not None:
         scores = scores.masked_fill_(products == -torch.inf, -torch.inf)
-    weights = softmax(scores[:, :, None], lane_sinks(options.sinks, heads, slice(0, lanes)))
-    mixing = weights[:, :, 0].to(held.values.dtype)
+    weights = softmax(scores, lane_sinks(options.sinks, heads, slice(0, lanes)))
+    mixing = weights.to(held.values.dtype)
     output = torch.bmm(mixing[..., longest:], tail.values.flatten(0, 1))
     for lane, (start, stop) in enumerate(held.spans()):
         output[lane].addmm_(mixing[lane, :, longest + start - stop : longest], held.values[start:stop])
-    rows = weights.new_empty(lanes, 1, longest + tail.num_slots)
+    rows = weights.new_empty(lanes, longest + tail.num_slots)
     average(weights, rows)
     return output.view(num_rows, -1, 1, output.shape[-1]), rows.view(num_rows, heads, 1, -1)
 

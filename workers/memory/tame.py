@@ -1,0 +1,56 @@
+"""Softmax on a processor: half of its time goes to guard against scores that seldom come.
+
+A softmax subtracts the greatest score of a row before it exponentiates. Most rows could do without: here scores are
+exponentiated as they are, in their place, and the sums tell whether any row was beyond float32. Where one was, nothing
+is lost but time: the caller takes the usual way.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+SMALLEST_SUM, LARGEST_SUM = 1e-20, 1e30
+"""Of the exponentials of a row: those that are lost below the least float32, 1e-38, are then beyond its precision."""
+
+
+class Scratch:
+    """Memory that is used again and again: fresh pages cost a processor as much as the product written to them."""
+
+    def __init__(self, like: Tensor, widest: int) -> None:
+        """Dtype and device as of ``like``; last axes are at most ``widest``."""
+        self._memory, self._widest = like.new_empty(0), widest
+
+    def shaped(self, *shape: int) -> Tensor:
+        """A tensor of this shape, contiguous, with anything in it; what was there before is lost."""
+        needed = math.prod(shape[:-1]) * self._widest
+        if needed > len(self._memory):
+            self._memory = self._memory.new_empty(needed)
+        return self._memory[: math.prod(shape)].view(shape)
+
+
+def can_exponentiate(scores: Tensor) -> bool:
+    """Whether :func:`exponentiated` pays, and may be asked: it is no use to a gradient, and asks the device."""
+    return scores.device.type == "cpu" and scores.dtype == torch.float32 and not torch.is_grad_enabled()
+
+
+def exponentiated(scores: Tensor, visible: Tensor | None, slots: slice) -> Tensor | None:
+    """Exponentials of ``scores [..., c]`` in their place, and their sums ``[..., 1]``; None where those are no use.
+
+    ``visible``, 1 or 0, says which of some ``slots`` a query may see: it pays 0 to the others. It sees the rest.
+    """
+    scores.exp_()
+    if visible is not None:
+        scores[..., slots].mul_(visible)
+    sums = scores.sum(-1, keepdim=True)
+    least, most = torch.aminmax(sums)
+    return sums if float(least) > SMALLEST_SUM and float(most) < LARGEST_SUM else None  # a NaN is neither
+
+
+def multiplied(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """Product ``[l, m, n]`` of ``[l, m, k]`` and ``[l, k, n]``; a single one takes a processor less time unbatched."""
+    if len(left) > 1:
+        return torch.bmm(left, right) if out is None else torch.bmm(left, right, out=out)
+    return (torch.mm(left[0], right[0]) if out is None else torch.mm(left[0], right[0], out=out[0]))[None]
