@@ -28,10 +28,17 @@ PARTS: dict[str, list[Wrapped]] = {
     "attention": [
         (watching, "attend"),
         (watching, "attend_packed"),
+        (watching, "attend_token"),
         (watching, "attend_unwatched"),
         (OpenSlots, "attend"),
     ],
-    "features": [(SpectralSums, "__init__"), (SpectralSums, "take_in"), (namm.Namm, "features"), (watching, "told")],
+    "features": [
+        (SpectralSums, "__init__"),
+        (SpectralSums, "take_in"),
+        (namm.Namm, "features"),
+        (watching, "told"),
+        (watching, "told_packed"),
+    ],
     "scorer": [(namm, "importances"), (folded_scorer, "importances")],
     "selection": [(namm, "select_wanted")],
     "storage": [

@@ -131,7 +131,7 @@ class MemoryLayer(CacheLayerMixin):
 
     def evict(self, held: Slots | PackedSlots, cohort: Cohort, seen_tokens: int) -> Slots:
         """Let the memory decide, and drop what it does not keep."""
-        slots = told(held, self.cache.memory)
+        slots = told(held.at_work(), self.cache.memory)
         view = LayerView(self.index, seen_tokens, slots.keys, slots.values, slots.positions, slots.trace)
         decision = self.cache.memory.decide(view)
         if self.cache.listener is not None:

@@ -84,7 +84,8 @@ class Memory(ABC):
     def observe(self, trace: Tensor, attention: Tensor) -> Tensor:
         """Take new attention rows ``[B, H, n, K]`` (averaged over each group of query heads) into the traces.
 
-        Called for every block of queries, in order; must give the same trace however the queries are cut into blocks.
+        Called for every block of queries, in order; must give the same trace however the queries are cut into blocks,
+        and that of each slot whatever the others are: tokens of all heads may come as if they were of one.
         Tokens new in this block have a trace of zeros.
         """
         raise NotImplementedError(f"{type(self).__name__} does not read attention")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workers.memory.options import AttentionOptions
 from workers.memory.slots import Slots
-from workers.memory.watching import RIPE_ROWS, average, lane_sinks, scaled, scores_of, softmax
+from workers.memory.watching import RIPE_ROWS, attend_token
 
 
 class Places:
@@ -73,18 +73,10 @@ class OpenSlots:
         place = self.places.token + self.first
         keys.index_copy_(2, place, key)
         values.index_copy_(2, place, value)
-        num_rows, heads, _, size = key.shape
-        lanes = num_rows * heads
-        queries = scaled(query, options).reshape(lanes, -1, size)
-        scores = scores_of(torch.bmm(queries, keys.flatten(0, 1).transpose(1, 2)), options)
-        scores[..., self.first :].masked_fill_(self.places.open(), -torch.inf)
-        weights = softmax(scores, lane_sinks(options.sinks, heads, slice(0, lanes)))
-        output = torch.bmm(weights.to(values.dtype), values.flatten(0, 1))
+        output, paid = attend_token(query, keys, values, options, self.places.open())
         if self.rows is not None:
-            paid = weights.new_empty(lanes, keys.shape[2])
-            average(weights, paid)
-            self.rows.index_copy_(2, self.places.row, paid.view(num_rows, heads, 1, -1))
-        return output.view(num_rows, -1, 1, output.shape[-1])
+            self.rows.index_copy_(2, self.places.row, paid)
+        return output
 
     def grown(self) -> Slots:
         """With the token of the last call among the slots, and its row of attention among those not told yet."""

@@ -1,6 +1,6 @@
 """The tokens of a layer whose heads or rows hold different numbers: one after the other, nothing between.
 
-What was there when they were packed is not moved again until the memory is told or decides. Tokens decoded since, as
+What was there when they were packed is not moved again until the memory decides. Tokens decoded since, as
 many in every head, are the *tail*: slots of their own, which grow in place. A decoded token attends to both where they
 lie (``watching.attend_packed``).
 
@@ -65,6 +65,10 @@ class PackedSlots:
         tail = self.tail.with_recent(rows[..., longest:].contiguous())
         return replace(self, recent=(*self.recent, torch.cat(packed, dim=1)), tail=tail)
 
+    def with_trace(self, trace: Tensor, tail: Slots) -> PackedSlots:
+        """With other traces ``[T, C']`` and a tail with its own; nothing is left to tell the memory."""
+        return replace(self, trace=trace, recent=(), tail=tail)
+
     @property
     def num_recent(self) -> int:
         """Rows of attention that the memory has not been told yet."""
@@ -73,6 +77,8 @@ class PackedSlots:
     def at_work(self) -> Slots:
         """Unpacked into padded slots."""
         slots = self.unpacked(self.trace)
+        if self.tail.trace.shape[2]:
+            slots = slots.with_trace(torch.cat([slots.trace, self.tail.trace], dim=2))
         return replace(slots, recent=self._unpacked_recent())
 
     def in_view(self) -> Slots:

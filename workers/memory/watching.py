@@ -251,9 +251,13 @@ def watch(
     if isinstance(held, PackedSlots):
         output, rows = attend_packed(query, held, first_query, options)
         held = held.with_recent(rows) if memory.reads_attention else held
-        return output, told(held, memory) if held.num_recent >= RIPE_ROWS else held
+        return output, told_packed(held, memory) if held.num_recent >= RIPE_ROWS else held
     if not memory.reads_attention:
         return attend_unwatched(query, held, first_query, options), held
+    if num_queries == 1 and held.is_even and options.sliding_window is None:
+        output, rows = attend_token(query, held.keys, held.values, options)
+        held = held.with_recent(rows)
+        return output, told(held, memory) if held.num_recent >= RIPE_ROWS else held
     if num_queries < RIPE_ROWS:
         gathered = WholeRows(held, num_queries)
         output = attend(query, held, first_query, options, gathered)
@@ -275,11 +279,37 @@ def watch(
     return output, slots.with_trace(memory.observe(slots.trace, gathered.attention))
 
 
-def told(held: Slots | PackedSlots, memory: Memory) -> Slots:
+def told(slots: Slots, memory: Memory) -> Slots:
     """The slots when the memory has been told all of their attention; its trace is of all slots."""
-    slots = held.at_work()
     trace = slots.full_trace()
     return slots.with_trace(memory.observe(trace, slots.recent_rows()) if slots.recent else trace)
+
+
+def told_packed(held: PackedSlots, memory: Memory) -> PackedSlots:
+    """:func:`told` of tokens that stay where they lie: a memory observes each by itself, as if all were of one head."""
+    rows = torch.cat(held.recent)[None, None]
+    return held.with_trace(memory.observe(held.trace[None, None], rows)[0, 0], told(held.tail, memory))
+
+
+def attend_token(
+    query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions, hidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of one token ``[B, H * r, 1, d]`` to all slots ``[B, H, K, d]``, but to ``hidden`` ones of the last.
+
+    Returns:
+        The output, and the attention float32 ``[B, H, 1, K]``.
+    """
+    num_rows, heads, num_slots, size = keys.shape
+    lanes = num_rows * heads
+    queries = scaled(query, options).reshape(lanes, -1, size)
+    scores = scores_of(torch.bmm(queries, keys.flatten(0, 1).transpose(1, 2)), options)
+    if hidden is not None:
+        scores[..., num_slots - len(hidden) :].masked_fill_(hidden, -torch.inf)
+    weights = softmax(scores, lane_sinks(options.sinks, heads, slice(0, lanes)))
+    output = torch.bmm(weights.to(values.dtype), values.flatten(0, 1))
+    paid = weights.new_empty(lanes, num_slots)
+    average(weights.detach(), paid)
+    return output.view(num_rows, -1, 1, output.shape[-1]), paid.view(num_rows, heads, 1, num_slots)
 
 
 def attend_packed(
@@ -303,16 +333,16 @@ def attend_packed(
     queries = scaled(query, options).reshape(lanes, -1, size)
     products = queries.new_full((lanes, queries.shape[1], longest + tail.num_slots), -torch.inf)
     torch.bmm(queries, tail.keys.flatten(0, 1).transpose(1, 2), out=products[..., longest:])
-    for lane, (start, stop) in enumerate(held.spans()):
-        torch.mm(queries[lane], held.keys[start:stop].T, out=products[lane, :, longest + start - stop : longest])
+    for one, keys, out in zip(queries.unbind(), held.keys.T.split(held.counts, dim=1), products.unbind(), strict=True):
+        torch.mm(one, keys, out=out[:, longest - keys.shape[1] : longest])
     scores = scores_of(products, options)
     if options.softcap is not None:
         scores = scores.masked_fill_(products == -torch.inf, -torch.inf)
     weights = softmax(scores, lane_sinks(options.sinks, heads, slice(0, lanes)))
     mixing = weights.to(held.values.dtype)
     output = torch.bmm(mixing[..., longest:], tail.values.flatten(0, 1))
-    for lane, (start, stop) in enumerate(held.spans()):
-        output[lane].addmm_(mixing[lane, :, longest + start - stop : longest], held.values[start:stop])
+    for one, mixed, values in zip(output.unbind(), mixing.unbind(), held.values.split(held.counts), strict=True):
+        one.addmm_(mixed[:, longest - values.shape[0] : longest], values)
     rows = weights.new_empty(lanes, longest + tail.num_slots)
     average(weights, rows)
     return output.view(num_rows, -1, 1, output.shape[-1]), rows.view(num_rows, heads, 1, -1)
