@@ -63,14 +63,15 @@ def importances(features: Tensor, weight: Tensor, bias: Tensor, empty: Sequence[
     linear = linear.view(rows * heads, slots, -1)
     lanes = features.view(rows * heads, slots, num_features)
     importance = features.new_zeros(rows * heads, slots)
-    # Lanes of one length share their tiles; others are shorter than the longest of a tile.
-    together = max(1, TILE_SCORES // (TILE_TOKENS * slots)) if len(set(empty)) == 1 else 1
+    # Lanes of other lengths are shorter than the longest of a tile: fewer of them share one.
+    limit = TILE_SCORES if len(set(empty)) == 1 else TILE_SCORES // 2
+    together = max(1, limit // (TILE_TOKENS * slots))
     tokens = TILE_TOKENS if together > 1 else TILE_TOKENS_ALONE
     newer, scratch = torch.ones(tokens, tokens).triu_(), Scratch(features, slots)
     for lane in range(0, rows * heads, together):
         chosen = slice(lane, lane + together)
         x, each = lanes[chosen], linear[chosen]
-        for start in range(empty[lane], slots, tokens):
+        for start in range(min(empty[chosen]), slots, tokens):
             y, z, u = each[:, start : start + tokens].split([num_features, num_features, 1], dim=-1)
             count, seen = y.shape[1], x[:, start:]
             weights = multiplied(y, seen.mT, scratch.shaped(y.shape[0], count, slots - start))

@@ -117,7 +117,7 @@ class Namm(Memory):
 
     def _portable(self, view: LayerView, here: _OnDevice) -> Tensor:
         read, found = self.features(view), None
-        if here.folded is not None and can_exponentiate(read):
+        if here.folded is not None and can_exponentiate(read, read.shape[2] ** 2):
             empty = (~view.occupied).flatten(0, 1).sum(-1).tolist()
             found = folded_scorer.importances(read, *here.folded, empty)
         return importances(read, here.scorer) if found is None else found

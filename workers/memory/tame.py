@@ -16,6 +16,10 @@ SMALLEST_SUM, LARGEST_SUM = 1e-20, 1e30
 """Of the exponentials of a row: those that are lost below the least float32, 1e-38, are then beyond its precision."""
 
 
+LEAST_SCORES = 1 << 16
+"""Of a lane: with fewer, calls cost more than exponentials."""
+
+
 class Scratch:
     """Memory that is used again and again: fresh pages cost a processor as much as the product written to them."""
 
@@ -26,14 +30,18 @@ class Scratch:
     def shaped(self, *shape: int) -> Tensor:
         """A tensor of this shape, contiguous, with anything in it; what was there before is lost."""
         needed = math.prod(shape[:-1]) * self._widest
-        if needed > len(self._memory):
+        if needed > self._memory.shape[0]:
             self._memory = self._memory.new_empty(needed)
-        return self._memory[: math.prod(shape)].view(shape)
+        return self._memory.narrow(0, 0, math.prod(shape)).view(shape)
 
 
-def can_exponentiate(scores: Tensor) -> bool:
-    """Whether :func:`exponentiated` pays, and may be asked: it is no use to a gradient, and asks the device."""
-    return scores.device.type == "cpu" and scores.dtype == torch.float32 and not torch.is_grad_enabled()
+def can_exponentiate(like: Tensor, num_scores: int) -> bool:
+    """Whether :func:`exponentiated` pays for so many scores of a lane, and may be asked.
+
+    It is no use to a gradient, asks the device, and is more calls than a softmax.
+    """
+    is_float = like.device.type == "cpu" and like.dtype == torch.float32
+    return is_float and num_scores >= LEAST_SCORES and not torch.is_grad_enabled()
 
 
 def exponentiated(scores: Tensor, visible: Tensor | None, slots: slice) -> Tensor | None:
@@ -51,6 +59,6 @@ def exponentiated(scores: Tensor, visible: Tensor | None, slots: slice) -> Tenso
 
 def multiplied(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Product ``[l, m, n]`` of ``[l, m, k]`` and ``[l, k, n]``; a single one takes a processor less time unbatched."""
-    if len(left) > 1:
-        return torch.bmm(left, right) if out is None else torch.bmm(left, right, out=out)
-    return (torch.mm(left[0], right[0]) if out is None else torch.mm(left[0], right[0], out=out[0]))[None]
+    if left.shape[0] > 1:
+        return torch.bmm(left, right, out=out)
+    return torch.mm(left[0], right[0], out=None if out is None else out[0])[None]

@@ -128,7 +128,7 @@ def attend(
     keys, values = slots.keys.flatten(0, 1), slots.values.flatten(0, 1)
     output = query.new_empty(rows * heads, num_queries, group, values.shape[-1])
     scratch = None
-    if can_exponentiate(queries) and num_queries > 1 and options.is_plain:
+    if can_exponentiate(queries, num_queries * group * slots.num_slots) and options.is_plain:
         scratch = Scratch(queries, slots.num_slots)
     for tile in tiles(slots, num_queries, group):
         chosen = queries[tile.lanes, tile.queries]
@@ -211,9 +211,9 @@ def average(weights: Tensor, out: Tensor) -> None:
         group //= 2
         weights = torch.lerp(weights[..., :group, :], weights[..., group:, :], 0.5)
     if group == 1:
-        out.copy_(weights[..., 0, :])
+        out.copy_(weights.select(-2, 0))
     elif group == 2:
-        torch.lerp(weights[..., 0, :], weights[..., 1, :], 0.5, out=out)
+        torch.lerp(weights.select(-2, 0), weights.select(-2, 1), 0.5, out=out)
     else:
         torch.mean(weights, dim=-2, out=out)
 

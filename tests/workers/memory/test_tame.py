@@ -10,7 +10,7 @@ from workers.memory.options import AttentionOptions
 from workers.memory.scorer import importances, unfold_genomes
 from workers.memory.slots import Slots
 from workers.memory.specs import NammSettings
-from workers.memory.tame import Scratch, can_exponentiate, exponentiated
+from workers.memory.tame import LEAST_SCORES, Scratch, can_exponentiate, exponentiated
 
 SETTINGS = NammSettings()
 
@@ -63,10 +63,11 @@ def test_attention_is_as_near_to_float64_whatever_the_size_of_scores(size, monke
 
 
 def test_a_gradient_takes_the_usual_way():
-    assert not can_exponentiate(normal(1))
+    assert not can_exponentiate(normal(1), LEAST_SCORES)
     with torch.no_grad():
-        assert can_exponentiate(normal(1))
-        assert not can_exponentiate(normal(1).bfloat16())
+        assert can_exponentiate(normal(1), LEAST_SCORES)
+        assert not can_exponentiate(normal(1), LEAST_SCORES - 1)
+        assert not can_exponentiate(normal(1).bfloat16(), LEAST_SCORES)
 
 
 def test_scratch_is_one_piece_of_memory():
