@@ -147,7 +147,7 @@ def _magnitudes(spectra: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _least_power(device: torch.device) -> Tensor:
-    """What is added to every power: a root of zero takes a processor a hundred times as long, and many are zero."""
+    """What is added to every power: a root of zero takes a processor twenty times as long, and many are zero."""
     return torch.tensor(1e-36, device=device)
 
 
