@@ -9,7 +9,7 @@ Shapes: B rows, H KV heads, T packed tokens of all rows and heads together, L = 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,13 +45,6 @@ class PackedSlots:
     def longest(self) -> int:
         """Most tokens of any lane, the tail left out."""
         return max(self.counts)
-
-    def spans(self) -> Iterator[tuple[int, int]]:
-        """Where the tokens of each lane are: pairs (start, stop)."""
-        start = 0
-        for count in self.counts:
-            yield start, start + count
-            start += count
 
     def append(self, keys: Tensor, values: Tensor, first_position: int) -> PackedSlots:
         """With new tokens ``[B, H, n, d]`` at consecutive positions; these slots must not be appended to again."""
