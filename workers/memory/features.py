@@ -12,8 +12,8 @@ import functools
 import torch
 from torch import Tensor
 
+from workers.memory.quick_softmax import Scratch
 from workers.memory.specs import NammSettings
-from workers.memory.tame import Scratch
 
 
 @functools.lru_cache(maxsize=16)

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from workers.memory.quick_softmax import Scratch, exponentiated, multiplied
 from workers.memory.scorer import ScorerParameters
-from workers.memory.tame import Scratch, exponentiated, multiplied
 
 TILE_SCORES = 1 << 18
 """Most scores of a tile: what a core's own cache holds."""

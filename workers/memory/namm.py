@@ -12,10 +12,10 @@ from workers.memory.heads import OFFSET_SCALE, head_genes
 from workers.memory.kernels import kernels_for
 from workers.memory.lookahead import lookahead
 from workers.memory.memory import Decision, LayerView, Memory
+from workers.memory.quick_softmax import can_exponentiate
 from workers.memory.scorer import ScorerParameters, importances, unfold_genomes
 from workers.memory.selection import part_of, row_thresholds, select_wanted
 from workers.memory.specs import NammSettings, Normalisation
-from workers.memory.tame import can_exponentiate
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ from workers.memory.kernels import kernels_for
 from workers.memory.memory import Memory
 from workers.memory.options import AttentionOptions
 from workers.memory.packed import PackedSlots
+from workers.memory.quick_softmax import Scratch, can_exponentiate, exponentiated, multiplied
 from workers.memory.slots import Slots
-from workers.memory.tame import Scratch, can_exponentiate, exponentiated, multiplied
 
 TILE_SCORES = {"cpu": 1 << 18}
 """Most scores of a tile, by kind of device: what a core's own cache holds; elsewhere memory is the only limit."""
@@ -134,7 +134,7 @@ def attend(
         chosen = queries[tile.lanes, tile.queries]
         beside = keys[tile.lanes, tile.columns].transpose(1, 2)
         visible = seen(slots, tile, first_query, options.sliding_window)
-        weights = tame_softmax(chosen, beside, visible, scratch) if scratch is not None else None
+        weights = quick_softmax(chosen, beside, visible, scratch) if scratch is not None else None
         if weights is None:
             scratch = None  # what was too much for a tile will be for others
             scores = scores_of(products(chosen, beside), options)
@@ -179,7 +179,7 @@ def products(queries: Tensor, keys: Tensor, scratch: Scratch | None = None) -> T
     return multiplied(queries.flatten(1, 2), keys, out).view(lanes, count, group, -1)
 
 
-def tame_softmax(queries: Tensor, keys: Tensor, visible: Tensor | None, scratch: Scratch) -> Tensor | None:
+def quick_softmax(queries: Tensor, keys: Tensor, visible: Tensor | None, scratch: Scratch) -> Tensor | None:
     """:func:`masked_softmax` of :func:`products`, in memory that is used again; None where it takes the usual way."""
     weights = products(queries, keys, scratch)
     sums = exponentiated(weights, visible, own_slots(weights, visible))

@@ -14,8 +14,6 @@ from torch import Tensor
 
 SMALLEST_SUM, LARGEST_SUM = 1e-20, 1e30
 """Of the exponentials of a row: those that are lost below the least float32, 1e-38, are then beyond its precision."""
-
-
 LEAST_SCORES = 1 << 16
 """Of a lane: with fewer, calls cost more than exponentials."""
 

@@ -7,10 +7,10 @@ import torch
 
 from workers.memory import folded_scorer, watching
 from workers.memory.options import AttentionOptions
+from workers.memory.quick_softmax import LEAST_SCORES, Scratch, can_exponentiate, exponentiated
 from workers.memory.scorer import importances, unfold_genomes
 from workers.memory.slots import Slots
 from workers.memory.specs import NammSettings
-from workers.memory.tame import LEAST_SCORES, Scratch, can_exponentiate, exponentiated
 
 SETTINGS = NammSettings()
 
@@ -45,11 +45,11 @@ def test_a_score_that_is_hidden_may_not_hide_that_it_was_too_large():
     assert exponentiated(scores, torch.ones(2, 2).tril(), slice(None)) is None
 
 
-@pytest.mark.parametrize("size", [1.0, 30.0, 1e3], ids=["tame", "some tiles", "wild"])
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e3], ids=["all tiles do without", "some tiles", "few"])
 def test_attention_is_as_near_to_float64_whatever_the_size_of_scores(size, monkeypatch):
     monkeypatch.setattr(watching, "TILE_SCORES", {"cpu": 1})
     queries, keys, values = normal(1, 4, 192, 16), normal(1, 2, 192, 16, seed=1), normal(1, 2, 192, 16, seed=2)
-    keys[:, :, 100:] *= size  # the first tile is tame in any case
+    keys[:, :, 100:] *= size  # the first tile does without in any case
     options = AttentionOptions(0.25)
 
     def attended(dtype: torch.dtype) -> torch.Tensor:
