@@ -165,7 +165,7 @@ def _vacant(places: int, new: int, key: Tensor, trace: Tensor) -> Aligned:
     keys, values = key.new_zeros(2, rows, heads, places + new, size).unbind()
     positions = torch.full((rows, heads, places + new), -1, dtype=torch.int32, device=key.device)
     told = trace.new_zeros(rows, heads, trace.shape[-1], places).transpose(2, 3)
-    sources = torch.empty(rows, heads, places, dtype=torch.int32, device=key.device)
+    sources = torch.arange(places, dtype=torch.int32, device=key.device).expand(rows, heads, -1).contiguous()
     empty = torch.empty(rows * heads, dtype=torch.int32, device=key.device)
     return Aligned(keys, values, positions, told, sources, empty)
 
@@ -181,7 +181,6 @@ def _lay_out(begin: Aligned, held: Slots, seen_tokens: int, key: Tensor, value: 
     begin.positions[:, :, first:places] = held.positions
     begin.positions[:, :, places:] = torch.arange(seen_tokens, seen_tokens + new, dtype=torch.int32, device=key.device)
     begin.trace[:, :, first:] = held.full_trace()
-    begin.sources.copy_(torch.arange(places, dtype=torch.int32, device=key.device))
     begin.empty.copy_(torch.tensor(held.empty, dtype=torch.int32), non_blocking=True)
     begin.empty.add_(first)
 

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from workers.memory.features import recency_table
 from workers.memory.memory import LayerView
@@ -23,8 +24,11 @@ LOG2_E = 1.4426950408889634
 WIDTH = 32
 """Features, with zeros behind them: the side of a tile."""
 HIDDEN_SIZES = frozenset({16, 32, 64, 128})
-OWN, TILE = 64, 128
-"""Slots of a program, and slots that it looks at together: of two dozen settings none took less time on an H200."""
+OWN, TILE, REGISTERS = 64, 128, 144
+"""Slots of a program, slots that it looks at together, and registers of a thread: of two dozen settings none took less
+time on an H200."""
+TILE_FACTORS = 8192
+"""Most numbers of a tile of keys, so that wide ones fit."""
 
 
 def can_serve(settings: NammSettings) -> bool:
@@ -52,6 +56,8 @@ def importances(
         dtype, num_parts, precision = torch.bfloat16 if trace.is_cuda else torch.float32, 2, "tf32x3"
     factors = torch.empty(3 * num_parts, lanes, num_slots, hidden, dtype=dtype, device=trace.device)
     by_genome = lanes // len(parameters.qkv_weight)
+    tile = min(TILE, TILE_FACTORS // (num_parts * hidden))
+    own = min(OWN, tile)
     _project[(triton.cdiv(num_slots, OWN), lanes)](
         trace, positions, table, more, mean, deviation, parameters.qkv_weight, parameters.qkv_bias, features, factors,
         trace.stride(0), trace.stride(1), trace.stride(2), positions.stride(0),
@@ -60,11 +66,12 @@ def importances(
         SLOTS=OWN, WIDE=WIDTH, PRECISION=precision, num_warps=4,
     )  # fmt: skip
     importance = torch.empty(lanes, num_slots, dtype=torch.float32, device=trace.device)
-    _score[(lanes, triton.cdiv(num_slots, OWN))](
-        features, factors, positions, parameters.out_weight, parameters.out_bias, parameters.score_weight,
-        parameters.score_bias, importance, positions.stride(0), num_slots, lanes, by_genome,
-        FEATURES=settings.num_features, HIDDEN=hidden, PARTS=num_parts, OWN=OWN, TILE=TILE, WIDE=WIDTH,
-        PRECISION=precision, num_warps=4, num_stages=3, maxnreg=144,
+    _score[(lanes, triton.cdiv(num_slots, own))](
+        features, *(TensorDescriptor.from_tensor(factors, [1, 1, slots, hidden]) for slots in (own, tile)), positions,
+        parameters.out_weight, parameters.out_bias, parameters.score_weight, parameters.score_bias, importance,
+        positions.stride(0), num_slots, by_genome,
+        FEATURES=settings.num_features, HIDDEN=hidden, PARTS=num_parts, OWN=own, TILE=tile, WIDE=WIDTH,
+        PRECISION=precision, num_warps=4, num_stages=3, maxnreg=REGISTERS if num_parts == 1 else None,
     )  # fmt: skip
     return importance.view(rows, heads, num_slots)
 
@@ -141,27 +148,19 @@ def _product(high, low, other_high, other_low, total, PARTS: tl.constexpr):
 
 @triton.jit
 def _take_in(
-    base, size, q_high, q_low, own, start, num_slots, highest, total, mixed,
+    factors, lane, q_high, q_low, own, start, num_slots, highest, total, mixed,
     HIDDEN: tl.constexpr, PARTS: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr, IS_HIDING: tl.constexpr,
 ):  # fmt: skip
     """A tile of slots into a running softmax."""
     slot = start + tl.arange(0, TILE)
-    there = slot[:, None] * HIDDEN + tl.arange(0, HIDDEN)[None, :]
-    if IS_HIDING:
-        is_slot = slot < num_slots
-        k_high = tl.load(base + PARTS * size + there, mask=is_slot[:, None], other=0.0)
-        k_low = tl.load(base + (2 * PARTS - 1) * size + there, mask=is_slot[:, None], other=0.0)
-        v_high = tl.load(base + 2 * PARTS * size + there, mask=is_slot[:, None], other=0.0)
-        v_low = tl.load(base + (3 * PARTS - 1) * size + there, mask=is_slot[:, None], other=0.0)
-    else:
-        k_high = tl.load(base + PARTS * size + there)
-        k_low = tl.load(base + (2 * PARTS - 1) * size + there)
-        v_high = tl.load(base + 2 * PARTS * size + there)
-        v_low = tl.load(base + (3 * PARTS - 1) * size + there)
+    k_high = tl.reshape(factors.load([PARTS, lane, start, 0]), [TILE, HIDDEN])
+    k_low = tl.reshape(factors.load([2 * PARTS - 1, lane, start, 0]), [TILE, HIDDEN])
+    v_high = tl.reshape(factors.load([2 * PARTS, lane, start, 0]), [TILE, HIDDEN])
+    v_low = tl.reshape(factors.load([3 * PARTS - 1, lane, start, 0]), [TILE, HIDDEN])
     scores = tl.zeros([OWN, TILE], tl.float32)
     scores = _product(q_high, q_low, tl.trans(k_high), tl.trans(k_low), scores, PARTS)
     if IS_HIDING:
-        scores = tl.where((slot[None, :] >= own[:, None]) & is_slot[None, :], scores, float("-inf"))
+        scores = tl.where((slot[None, :] >= own[:, None]) & (slot < num_slots)[None, :], scores, float("-inf"))
     higher = tl.maximum(highest, tl.max(scores, 1))
     weights = tl.exp2(scores - higher[:, None])
     shrink = tl.exp2(highest - higher)
@@ -171,10 +170,10 @@ def _take_in(
     return higher, total * shrink + tl.sum(weights, 1), mixed
 
 
-@triton.jit(do_not_specialize=["position_lane", "num_slots", "lanes", "by_genome"])
+@triton.jit(do_not_specialize=["position_lane", "num_slots", "by_genome"])
 def _score(
-    features, factors, positions, out_weight, out_bias, score_weight, score_bias, importance,
-    position_lane, num_slots, lanes, by_genome,
+    features, queries, factors, positions, out_weight, out_bias, score_weight, score_bias, importance,
+    position_lane, num_slots, by_genome,
     FEATURES: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -182,33 +181,59 @@ def _score(
 
     The oldest slots have most to look at: those of all lanes are begun first.
     """
-    lane = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
+    lane = program.to(tl.int64)
     first = tl.program_id(1) * OWN
     own = first + tl.arange(0, OWN)
     is_own = own < num_slots
     if tl.load(positions + lane * position_lane + tl.minimum(first + OWN, num_slots) - 1) < 0:
         return  # all are empty
     channel = tl.arange(0, HIDDEN)
-    size = lanes.to(tl.int64) * num_slots * HIDDEN
-    base = factors + lane * num_slots * HIDDEN
-    place = own[:, None] * HIDDEN + channel[None, :]
-    q_high = tl.load(base + place, mask=is_own[:, None], other=0.0)
-    q_low = tl.load(base + (PARTS - 1) * size + place, mask=is_own[:, None], other=0.0)
+    q_high = tl.reshape(queries.load([0, program, first, 0]), [OWN, HIDDEN])
+    q_low = tl.reshape(queries.load([PARTS - 1, program, first, 0]), [OWN, HIDDEN])
     highest = tl.full([OWN], -1e30, tl.float32)
     total = tl.zeros([OWN], tl.float32)
     mixed = tl.zeros([OWN, HIDDEN], tl.float32)
     # Only among its own slots, which the first tile has, and behind the last one is anything to be hidden.
     plain_stop = first + tl.maximum((num_slots - first) // TILE, 1) * TILE
     highest, total, mixed = _take_in(
-        base, size, q_high, q_low, own, first, num_slots, highest, total, mixed, HIDDEN, PARTS, OWN, TILE, True
+        factors, program, q_high, q_low, own, first, num_slots, highest, total, mixed, HIDDEN, PARTS, OWN, TILE, True
     )
     for start in range(first + TILE, plain_stop, TILE):
         highest, total, mixed = _take_in(
-            base, size, q_high, q_low, own, start, num_slots, highest, total, mixed, HIDDEN, PARTS, OWN, TILE, False
+            factors,
+            program,
+            q_high,
+            q_low,
+            own,
+            start,
+            num_slots,
+            highest,
+            total,
+            mixed,
+            HIDDEN,
+            PARTS,
+            OWN,
+            TILE,
+            False,
         )
     for start in range(plain_stop, num_slots, TILE):
         highest, total, mixed = _take_in(
-            base, size, q_high, q_low, own, start, num_slots, highest, total, mixed, HIDDEN, PARTS, OWN, TILE, True
+            factors,
+            program,
+            q_high,
+            q_low,
+            own,
+            start,
+            num_slots,
+            highest,
+            total,
+            mixed,
+            HIDDEN,
+            PARTS,
+            OWN,
+            TILE,
+            True,
         )
     mixed = mixed / tl.where(is_own, total, 1.0)[:, None]
     f = tl.arange(0, WIDE)

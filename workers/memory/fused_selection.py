@@ -19,7 +19,7 @@ MOVED = 64
 """Slots that one program moves."""
 GATHERED = 64
 """Traces that one program gathers."""
-CHOOSE_WARPS = 16
+CHOOSE_WARPS = 32
 
 
 def can_choose(importance: Tensor) -> bool:

@@ -121,9 +121,11 @@ def test_a_trace_may_lie_elsewhere(case):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-5), (torch.float16, 2e-3)], ids=str)
-@pytest.mark.parametrize(("held", "lookahead"), [(1, 0), (63, 16), (64, 0), (200, 16)])
-def test_importances(held, lookahead, dtype, limit):
-    settings = NammSettings(update_every=64, lookahead=lookahead)
+@pytest.mark.parametrize(
+    ("held", "hidden", "lookahead"), [(1, 32, 0), (63, 32, 16), (64, 32, 0), (200, 32, 16), (300, 32, 0), (150, 128, 0)]
+)
+def test_importances(held, hidden, lookahead, dtype, limit):
+    settings = NammSettings(update_every=64, hidden_size=hidden, lookahead=lookahead)
     generator = torch.Generator().manual_seed(held)
     genomes = 0.5 * torch.randn(2, settings.genome_size, generator=generator).to(DEVICE)
     normalisation = Normalisation((0.4,) * settings.num_bins, (0.1,) * settings.num_bins)
