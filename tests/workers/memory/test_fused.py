@@ -127,7 +127,8 @@ def test_a_trace_may_lie_elsewhere(case):
 def test_importances(held, hidden, lookahead, dtype, limit):
     settings = NammSettings(update_every=64, hidden_size=hidden, lookahead=lookahead)
     generator = torch.Generator().manual_seed(held)
-    genomes = 0.5 * torch.randn(2, settings.genome_size, generator=generator).to(DEVICE)
+    size = 0.5 * (32 / hidden) ** 0.5  # so that scores are as large, whatever they are sums of
+    genomes = size * torch.randn(2, settings.genome_size, generator=generator).to(DEVICE)
     normalisation = Normalisation((0.4,) * settings.num_bins, (0.1,) * settings.num_bins)
     memory = Namm(settings, genomes, normalisation)
     shape = (4, 3, held)  # two rows of each genome
