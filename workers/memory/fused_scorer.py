@@ -201,40 +201,14 @@ def _score(
     )
     for start in range(first + TILE, plain_stop, TILE):
         highest, total, mixed = _take_in(
-            factors,
-            program,
-            q_high,
-            q_low,
-            own,
-            start,
-            num_slots,
-            highest,
-            total,
-            mixed,
-            HIDDEN,
-            PARTS,
-            OWN,
-            TILE,
-            False,
-        )
+            factors, program, q_high, q_low, own, start, num_slots, highest, total, mixed,
+            HIDDEN, PARTS, OWN, TILE, False,
+        )  # fmt: skip
     for start in range(plain_stop, num_slots, TILE):
         highest, total, mixed = _take_in(
-            factors,
-            program,
-            q_high,
-            q_low,
-            own,
-            start,
-            num_slots,
-            highest,
-            total,
-            mixed,
-            HIDDEN,
-            PARTS,
-            OWN,
-            TILE,
-            True,
-        )
+            factors, program, q_high, q_low, own, start, num_slots, highest, total, mixed,
+            HIDDEN, PARTS, OWN, TILE, True,
+        )  # fmt: skip
     mixed = mixed / tl.where(is_own, total, 1.0)[:, None]
     f = tl.arange(0, WIDE)
     is_feature = f < FEATURES
