@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -50,63 +51,70 @@ class Hub:
         return {"_id": "0", "id": self.id, "sha": self.commit, "private": False, "tags": [], "siblings": siblings}
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Answers for a hub."""
+
+    def __init__(self, hub: Hub, *connection: Any) -> None:
+        self.hub = hub
+        super().__init__(*connection)
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body: bool) -> None:
+        path = self.path.partition("?")[0]
+        asked_range = self.headers.get("Range", "")
+        self.hub.asked.append(f"{self.command} {path} {asked_range}".strip())
+        file = path.removeprefix(f"/datasets/{self.hub.id}/resolve/{self.hub.commit}/")
+        if path in (f"/api/datasets/{self.hub.id}", f"/api/datasets/{self.hub.id}/revision/{self.hub.commit}"):
+            self.send(200, json.dumps(self.hub.info()).encode(), {"Content-Type": "application/json"})
+        elif file in self.hub.files:
+            self.send_file(file, asked_range, with_body=with_body)
+        else:
+            self.send(404, b"{}", {"X-Error-Code": "RepoNotFound" if "/api/" in path else "EntryNotFound"})
+
+    def send_file(self, name: str, asked_range: str, *, with_body: bool) -> None:
+        data = self.hub.files[name]
+        etag = hashlib.sha256(data).hexdigest()
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": self.hub.commit, "Accept-Ranges": "bytes"}
+        if name in self.hub.corrupt:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        start = int(match[1]) if (match := re.fullmatch(r"bytes=(\d+)-", asked_range)) else 0
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        most = self.hub.break_after.pop(name, None) if with_body else None
+        self.send(206 if start else 200, data[start:], headers, with_body=with_body, most=most)
+
+    def send(
+        self,
+        status: int,
+        data: bytes,
+        headers: Mapping[str, str],
+        *,
+        with_body: bool = True,
+        most: int | None = None,
+    ) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(data[:most])
+        if most is not None:
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
     """Serves until the context ends."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer(with_body=False)
-
-        def do_GET(self) -> None:
-            self.answer(with_body=True)
-
-        def answer(self, *, with_body: bool) -> None:
-            path = self.path.partition("?")[0]
-            asked_range = self.headers.get("Range", "")
-            hub.asked.append(f"{self.command} {path} {asked_range}".strip())
-            file = path.removeprefix(f"/datasets/{hub.id}/resolve/{hub.commit}/")
-            if path in (f"/api/datasets/{hub.id}", f"/api/datasets/{hub.id}/revision/{hub.commit}"):
-                self.send(200, json.dumps(hub.info()).encode(), {"Content-Type": "application/json"})
-            elif file in hub.files:
-                self.send_file(file, asked_range, with_body=with_body)
-            else:
-                self.send(404, b"{}", {"X-Error-Code": "RepoNotFound" if "/api/" in path else "EntryNotFound"})
-
-        def send_file(self, name: str, asked_range: str, *, with_body: bool) -> None:
-            data = hub.files[name]
-            etag = hashlib.sha256(data).hexdigest()
-            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": hub.commit, "Accept-Ranges": "bytes"}
-            if name in hub.corrupt:
-                data = data[:-1] + bytes([data[-1] ^ 1])
-            start = int(match[1]) if (match := re.fullmatch(r"bytes=(\d+)-", asked_range)) else 0
-            if start:
-                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            most = hub.break_after.pop(name, None) if with_body else None
-            self.send(206 if start else 200, data[start:], headers, with_body=with_body, most=most)
-
-        def send(
-            self,
-            status: int,
-            data: bytes,
-            headers: Mapping[str, str],
-            *,
-            with_body: bool = True,
-            most: int | None = None,
-        ) -> None:
-            self.send_response(status)
-            for key, value in {**headers, "Content-Length": str(len(data))}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if with_body:
-                self.wfile.write(data[:most])
-            if most is not None:
-                self.close_connection = True
-
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, hub))
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
