@@ -54,7 +54,7 @@ if importlib.util.find_spec("triton"):
 
     PARTS["attention"].append((fused_attention, "attend_and_observe"))  # spectrum included: it cannot be told apart
     PARTS["scorer"].append((fused_scorer, "importances"))  # with the other features
-    PARTS["storage"] += [(fused_selection, "moved")]
+    PARTS["storage"] += [(fused_selection, "moved"), (fused_selection, "own_trace")]
 MODEL = "model"
 OWN = ("features", "scorer", "selection", "storage")
 """The memory's own work."""

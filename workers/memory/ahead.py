@@ -177,7 +177,8 @@ def _lay_out(begin: Aligned, held: Slots, seen_tokens: int, key: Tensor, value: 
     for buffer, old, added in ((begin.keys, held.keys, key), (begin.values, held.values, value)):
         buffer[:, :, first:places] = old
         buffer[:, :, places:] = added
-    begin.positions[:, :, :first] = -1
+    for buffer, nothing in ((begin.positions, -1), (begin.values, 0), (begin.trace, 0)):
+        buffer[:, :, :first] = nothing  # a prompt before may have left there what is no number
     begin.positions[:, :, first:places] = held.positions
     begin.positions[:, :, places:] = torch.arange(seen_tokens, seen_tokens + new, dtype=torch.int32, device=key.device)
     begin.trace[:, :, first:] = held.full_trace()

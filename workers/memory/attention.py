@@ -10,7 +10,7 @@ Shapes: B rows, H KV heads, r query heads per KV head, n queries, K slots, d hea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -69,11 +69,20 @@ def memory_attention(
     if any(padding.by_row) and layer.cache.memory.num_genomes > 1:
         raise UnsupportedUseError("a block of genomes takes no padded batches: group prompts of equal length")
     layer.cache.layer_begins(layer.index)
+    # Under autocast the rotation left queries and keys in float32, which plain attention would round as the values are;
+    # what is done here knows its dtypes, and must not be rounded in its midst.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     # Kernels are launched, and events recorded, on the current device, wherever their tensors are.
-    with torch.cuda.device_of(query):
+    with torch.cuda.device_of(query), without_autocast(query.device):
         output = attended(layer, query, key, value, options)
     layer.cache.layer_ends(layer.index)
     return output.transpose(1, 2).contiguous(), None
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Where dtypes are as they are given."""
+    is_on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if is_on else nullcontext()
 
 
 def attended(layer: MemoryLayer, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:

@@ -49,10 +49,10 @@ def importances(features: Tensor, weight: Tensor, bias: Tensor, empty: Sequence[
         features: slots aligned at their newest token.
         weight: of :func:`folded`.
         bias: of :func:`folded`.
-        empty: empty slots before each lane's first token, whose importance is 0.
+        empty: empty slots before each lane's first token, whose importance may be anything.
 
     Returns:
-        None where scores are beyond what can be exponentiated as it is.
+        None where scores, or features times their exponentials, are beyond float32.
     """
     rows, heads, slots, num_features = features.shape
     by_genome = features.reshape(len(weight), -1, num_features)
@@ -80,4 +80,4 @@ def importances(features: Tensor, weight: Tensor, bias: Tensor, empty: Sequence[
                 return None
             mixed = multiplied(weights, seen).mul_(z).sum(-1, keepdim=True)
             importance[chosen, start : start + count, None] = torch.addcdiv(u, mixed, sums)
-    return importance.view(rows, heads, slots)
+    return importance.view(rows, heads, slots) if bool(importance.isfinite().all()) else None

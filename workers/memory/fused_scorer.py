@@ -71,9 +71,14 @@ def importances(
         parameters.out_weight, parameters.out_bias, parameters.score_weight, parameters.score_bias, importance,
         positions.stride(0), num_slots, by_genome,
         FEATURES=settings.num_features, HIDDEN=hidden, PARTS=num_parts, OWN=own, TILE=tile, WIDE=WIDTH,
-        PRECISION=precision, num_warps=4, num_stages=3, maxnreg=REGISTERS if num_parts == 1 else None,
+        PRECISION=precision, num_warps=4, num_stages=3, **_limits(num_parts),
     )  # fmt: skip
     return importance.view(rows, heads, num_slots)
+
+
+def _limits(num_parts: int) -> dict[str, int]:
+    """Of registers, an option that only CUDA has; factors in two parts need all there are."""
+    return {} if torch.version.hip or num_parts > 1 else {"maxnreg": REGISTERS}
 
 
 @triton.jit

@@ -38,7 +38,7 @@ def can_exponentiate(like: Tensor, num_scores: int) -> bool:
 
     It is no use to a gradient, asks the device, and is more calls than a softmax.
     """
-    is_float = like.device.type == "cpu" and like.dtype == torch.float32
+    is_float = like.device.type == "cpu" and like.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     return is_float and num_scores >= LEAST_SCORES and not torch.is_grad_enabled()
 
 

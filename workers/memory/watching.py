@@ -77,16 +77,16 @@ def tiles(slots: Slots, num_queries: int, group: int) -> Iterator[Tile]:
             yield Tile(chosen, slice(query, stop), slice(first, num_slots - num_queries + stop))
 
 
-def seen(slots: Slots, tile: Tile, first_query: int, window: int | None) -> Tensor | None:
-    """What a query may see of a tile, 1 or 0, float32 ``[l or 1, t, 1, c']`` over the *last* c' slots of the tile.
+def seen(slots: Slots, tile: Tile, first_query: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
+    """What a query may see of a tile, 1 or 0, ``[l or 1, t, 1, c']`` over the *last* c' slots of the tile.
 
     The slots before those are seen by every query of the tile; None when all are.
     """
     count = tile.queries.stop - tile.queries.start
     is_full = len(set(slots.empty[tile.lanes])) == 1
     if is_full and window is None:
-        return None if count == 1 else _earlier(count, slots.positions.device)
-    return (~_unseen(slots, tile, first_query, window)).float()[:, :, None]
+        return None if count == 1 else _earlier(count, slots.positions.device, dtype)
+    return (~_unseen(slots, tile, first_query, window)).to(dtype)[:, :, None]
 
 
 def _unseen(slots: Slots, tile: Tile, first_query: int, window: int | None) -> Tensor:
@@ -100,9 +100,9 @@ def _unseen(slots: Slots, tile: Tile, first_query: int, window: int | None) -> T
 
 @functools.lru_cache(maxsize=8)
 @torch.inference_mode(mode=False)  # or gradients could not be taken where the mask is used a second time
-def _earlier(count: int, device: torch.device) -> Tensor:
+def _earlier(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Tokens of a tile's own that are not newer than a query of it, ``[1, t, 1, t]``."""
-    return torch.ones(count, count, device=device).tril_()[None, :, None]
+    return torch.ones(count, count, dtype=dtype, device=device).tril_()[None, :, None]
 
 
 def attend(
@@ -133,7 +133,8 @@ def attend(
     for tile in tiles(slots, num_queries, group):
         chosen = queries[tile.lanes, tile.queries]
         beside = keys[tile.lanes, tile.columns].transpose(1, 2)
-        visible = seen(slots, tile, first_query, options.sliding_window)
+        mask_dtype = torch.bool if scratch is None else torch.float32  # to multiply by
+        visible = seen(slots, tile, first_query, options.sliding_window, mask_dtype)
         weights = quick_softmax(chosen, beside, visible, scratch) if scratch is not None else None
         if weights is None:
             scratch = None  # what was too much for a tile will be for others

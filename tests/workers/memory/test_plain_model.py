@@ -20,8 +20,9 @@ from tests.workers.memory.tiny import (
     tiny_settings,
 )
 from workers.memory.attention import memory_attached
-from workers.memory.memory import KeepAll, Memory
+from workers.memory.memory import KeepAll, LayerView, Memory
 from workers.memory.namm import Namm, StatisticsPass
+from workers.memory.specs import NammSettings
 
 LENGTH = 45
 
@@ -39,6 +40,35 @@ KEEPS_EVERYTHING = {
     "statistics-pass": lambda: StatisticsPass(tiny_settings()),
     **{name: lambda name=name: rival(name, 100) for name in ("recent", "h2o", "l2norm", "random", "snapkv", "tova")},
 }
+
+
+@pytest.mark.parametrize("length", [LENGTH, 300])
+@pytest.mark.parametrize("name", MODELS)
+def test_under_autocast_too(name, length):
+    """Queries and keys come in float32 then, values do not."""
+    memory = KeepAll(Namm(NammSettings(update_every=256), torch.zeros(1, NammSettings().genome_size), None))
+    model, ids = tiny_model(name, "sdpa"), random_ids(1, length)
+    with torch.no_grad():
+        exact = model(ids).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            plain = model(ids).logits
+            ours, cache = drive(model, memory, ids, cuts=(length - 1,))
+    assert {layer.held.keys.dtype for layer in cache.layers} == {torch.bfloat16}
+    assert float((ours - exact).norm()) < 1.5 * float((plain - exact).norm())
+
+
+@torch.no_grad()
+def test_a_memory_decides_under_autocast_as_without():
+    settings = NammSettings(update_every=256)
+    memory = Namm(settings, 0.1 * torch.randn(1, settings.genome_size), None)
+    shape = (1, 2, 300, settings.num_bins + settings.hop)
+    view = LayerView(
+        0, 300, torch.zeros(1), torch.zeros(1), torch.arange(300).expand(1, 2, -1).int(), torch.rand(shape)
+    )
+    expected = memory.importance(view)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = memory.importance(view)
+    assert float((ours - expected).norm() / expected.norm()) < 5e-2
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

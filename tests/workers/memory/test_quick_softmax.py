@@ -68,6 +68,8 @@ def test_a_gradient_takes_the_usual_way():
         assert can_exponentiate(normal(1), LEAST_SCORES)
         assert not can_exponentiate(normal(1), LEAST_SCORES - 1)
         assert not can_exponentiate(normal(1).bfloat16(), LEAST_SCORES)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not can_exponentiate(normal(1), LEAST_SCORES)
 
 
 def test_scratch_is_one_piece_of_memory():
@@ -97,4 +99,20 @@ def test_the_folded_scorer_is_the_scorer(genomes):
 def test_the_folded_scorer_refuses_scores_beyond_float32():
     parameters = unfold_genomes(3.0 * normal(1, SETTINGS.genome_size), SETTINGS)
     features = 10 * normal(1, 2, 80, SETTINGS.num_features, seed=1)
+    assert folded_scorer.importances(features, *folded_scorer.folded(parameters), [0, 0]) is None
+
+
+@torch.no_grad()
+def test_the_folded_scorer_refuses_features_that_their_weights_make_infinite():
+    """Sums of exponentials are within bounds, their products with a feature of no variance are not."""
+    hidden = SETTINGS.hidden_size
+    parameters = unfold_genomes(0.3 * normal(1, SETTINGS.genome_size), SETTINGS)
+    for tensor in (parameters.qkv_weight, parameters.qkv_bias):
+        tensor[..., : 2 * hidden] = 0
+    parameters.qkv_weight[:, 0, 0] = 7.7
+    parameters.qkv_weight[:, 0, hidden] = 7.7 * hidden**0.5  # scores are 59 times the first feature of both
+    features = normal(1, 2, 300, SETTINGS.num_features)
+    features[..., 0] = 1.0
+    features[..., 10] *= 1e7
+    assert bool(importances(features, parameters).isfinite().all())
     assert folded_scorer.importances(features, *folded_scorer.folded(parameters), [0, 0]) is None
