@@ -20,7 +20,7 @@ from tests.orchestrator.conftest import TINY
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-GENERATIONS = 240  # long enough that a log which is shown in bursts is read before the run is over
+GENERATIONS = 400  # long enough that a log which is shown in bursts is read before the run is over
 SETTINGS = (
     *(word for word in TINY if not word.startswith("cluster.address=")),
     f"search.generations={GENERATIONS}",
