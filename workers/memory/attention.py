@@ -81,7 +81,7 @@ def memory_attention(
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Where dtypes are as they are given."""
-    is_on = torch.is_autocast_enabled(device.type)
+    is_on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if is_on else nullcontext()
 
 
