@@ -166,12 +166,14 @@ def rival(name: str, shape: Shape, kept: int) -> Memory:
 
 
 @torch.inference_mode()
-def calibrated(model: PreTrainedModel, shape: Shape, name: str, kept: Sequence[int], tokens: int = 2_560) -> Namm:
+def calibrated(model: PreTrainedModel, shape: Shape, name: str, kept: Sequence[int]) -> Namm:
     """Random genomes, one for each of ``kept``, with the bias by which it holds about so many tokens after an update.
 
-    Tokens are by layer and KV head, on the mean, of ``tokens`` read.
+    Tokens are by layer and KV head, on the mean, of 2,560 read or of twice as many as are kept.
     """
     settings = NammSettings(heads="ragged" if name == "ragged" else "even")  # all else as published
+    every = settings.update_every
+    tokens = max(5 * every, -(-2 * max(kept) // every) * every)
     device = next(model.parameters()).device
     ids = prompt_ids(shape, 1, tokens, device)
     generator = torch.Generator().manual_seed(0)

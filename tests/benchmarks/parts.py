@@ -19,7 +19,7 @@ import torch
 from workers.memory import ahead, attention, folded_scorer, namm, watching
 from workers.memory.features import SpectralSums
 from workers.memory.meter import Meter
-from workers.memory.open_slots import OpenSlots
+from workers.memory.open_slots import OpenPacked, OpenSlots
 from workers.memory.packed import PackedSlots
 from workers.memory.slots import Slots
 
@@ -30,6 +30,7 @@ PARTS: dict[str, list[Wrapped]] = {
         (watching, "attend_packed"),
         (watching, "attend_token"),
         (watching, "attend_unwatched"),
+        (OpenPacked, "attend"),
         (OpenSlots, "attend"),
     ],
     "features": [

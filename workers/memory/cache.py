@@ -19,7 +19,7 @@ from workers.memory.compiling import outside_graphs
 from workers.memory.errors import UnsupportedUseError
 from workers.memory.memory import Decision, LayerView, Memory
 from workers.memory.meter import Meter
-from workers.memory.open_slots import OpenSlots
+from workers.memory.open_slots import OpenPacked, OpenSlots
 from workers.memory.options import AttentionOptions
 from workers.memory.packed import PackedSlots, at_rest, joined
 from workers.memory.padding import Cohort, Padding
@@ -51,7 +51,7 @@ class MemoryLayer(CacheLayerMixin):
         self._owed: tuple[Cohort, Callable[[], Slots]] | None = None
         self.options: AttentionOptions | None = None
         """What the model asked of this layer's attention in the last call."""
-        self.open: OpenSlots | None = None
+        self.open: OpenSlots | OpenPacked | None = None
         """Set while a call is recorded or replayed: it then keeps no account here."""
 
     @property

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kernels = Literal["fused_attention", "fused_scorer", "fused_selection"]
+Kernels = Literal["fused_attention", "fused_scorer", "fused_selection", "fused_token"]
 """The modules of Triton kernels."""
 MOST_LANES = 65_535
 """Rows times heads: the second side of a grid of programs, by CUDA's limit."""

@@ -3,7 +3,7 @@
 Nothing in a replayed call can depend on what the host knows: which place a token takes, and so which are still open,
 stands in tensors that all layers share (:class:`Places`).
 
-Shapes: B rows, H KV heads, r query heads per KV head, K places, d head size; L = B * H lanes.
+Shapes: B rows, H KV heads, r query heads per KV head, K places, T packed tokens, d head size; L = B * H lanes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from workers.memory.memory import Memory
 from workers.memory.options import AttentionOptions
+from workers.memory.packed import PackedSlots
 from workers.memory.slots import Slots
-from workers.memory.watching import RIPE_ROWS, attend_token
+from workers.memory.watching import RIPE_ROWS, attend_packed, attend_token, can_attend_packed, told, told_packed
 
 
 class Places:
@@ -38,11 +40,27 @@ class Places:
         return self._all > self.token
 
 
+def can_open(held: Slots | PackedSlots | None, options: AttentionOptions | None) -> bool:
+    """Whether a layer that has read something can have open places behind what it holds."""
+    if held is None or options is None or options.sliding_window is not None:
+        return False
+    return isinstance(held, Slots) or can_attend_packed(held, options)
+
+
+def opened(
+    held: Slots | PackedSlots, places: Places, seen_tokens: int, *, reads_attention: bool
+) -> OpenSlots | OpenPacked:
+    """Places for the next tokens of a text of which ``seen_tokens`` were read; slots ``held`` have no gaps."""
+    if isinstance(held, Slots):
+        return OpenSlots.after(held, places, seen_tokens, reads_attention=reads_attention)
+    return OpenPacked.after(held, places, seen_tokens, reads_attention=reads_attention)
+
+
 @dataclass
 class OpenSlots:
     """As many tokens in every lane, ``room`` places behind them, and the rows of attention of the newest tokens."""
 
-    slots: Slots
+    held: Slots
     """What is held now. Its buffers have ``first + room`` places, and their positions are all filled in."""
     first: int
     """Tokens held when the places were made."""
@@ -52,7 +70,7 @@ class OpenSlots:
 
     @staticmethod
     def after(held: Slots, places: Places, seen_tokens: int, *, reads_attention: bool) -> OpenSlots:
-        """Places for the next ``room`` tokens of a text of which ``seen_tokens`` were read; ``held`` has no gaps."""
+        """See :func:`opened`."""
         first, room = held.num_slots, places.room
         buffers = held.moved(first + room)
         for tensor in buffers[:2]:
@@ -66,21 +84,84 @@ class OpenSlots:
             rows[:, :, : held.num_recent, :first] = held.recent_rows()
         return OpenSlots(held.in_buffers(buffers, first), first, places, rows)
 
+    @property
+    def num_taken(self) -> int:
+        """Places that have a token."""
+        return self.held.num_slots - self.first
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """Take in one token, ``key`` and ``value [B, H, 1, d]``, and attend: ``query [B, H * r, 1, d]`` likewise."""
-        assert self.slots.buffers is not None
-        keys, values, _ = self.slots.buffers
+        keys, values, _ = self.taken_in(key, value)
+        output, paid = attend_token(query, keys, values, options, self.places.open())
+        self.pay(paid)
+        return output
+
+    def taken_in(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All places, one token more among them."""
+        assert self.held.buffers is not None
+        keys, values, positions = self.held.buffers
         place = self.places.token + self.first
         keys.index_copy_(2, place, key)
         values.index_copy_(2, place, value)
-        output, paid = attend_token(query, keys, values, options, self.places.open())
+        return keys, values, positions
+
+    def pay(self, paid: Tensor) -> None:
+        """Note a row of attention ``[B, H, 1, K]``."""
         if self.rows is not None:
             self.rows.index_copy_(2, self.places.row, paid)
-        return output
 
     def grown(self) -> Slots:
         """With the token of the last call among the slots, and its row of attention among those not told yet."""
-        assert self.slots.buffers is not None
-        count = self.slots.num_slots + 1
-        recent = () if self.rows is None else (self.rows[:, :, : self.slots.num_recent + 1, :count],)
-        return replace(self.slots.in_buffers(self.slots.buffers, count), recent=recent)
+        assert self.held.buffers is not None
+        count = self.held.num_slots + 1
+        recent = () if self.rows is None else (self.rows[:, :, : self.held.num_recent + 1, :count],)
+        return replace(self.held.in_buffers(self.held.buffers, count), recent=recent)
+
+    def grow(self, memory: Memory) -> None:
+        """Hold the token of the last call; the memory is told when enough of them are yet to be told."""
+        grown = self.grown()
+        self.held = told(grown, memory) if grown.num_recent >= RIPE_ROWS else grown
+
+
+@dataclass
+class OpenPacked:
+    """Packed tokens, whose tail has open places; and the rows of attention of the newest tokens."""
+
+    held: PackedSlots
+    """What is held now."""
+    tail: OpenSlots
+    rows: Tensor | None
+    """float32 ``[RIPE_ROWS, T]``; None for a memory that does not read attention."""
+
+    @staticmethod
+    def after(held: PackedSlots, places: Places, seen_tokens: int, *, reads_attention: bool) -> OpenPacked:
+        """See :func:`opened`."""
+        tail = OpenSlots.after(held.tail, places, seen_tokens, reads_attention=reads_attention)
+        rows = None
+        if reads_attention:
+            rows = held.trace.new_zeros(RIPE_ROWS, held.keys.shape[0])
+            if held.recent:
+                rows[: held.num_recent] = torch.cat(held.recent)
+        return OpenPacked(replace(held, tail=tail.held), tail, rows)
+
+    @property
+    def num_taken(self) -> int:
+        """Places that have a token."""
+        return self.tail.num_taken
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
+        """As :meth:`OpenSlots.attend`."""
+        keys, values, positions = buffers = self.tail.taken_in(key, value)
+        everything = Slots(keys, values, positions, self.tail.held.trace, (), buffers=buffers)
+        output, paid = attend_packed(query, replace(self.held, tail=everything), 0, options, self.tail.places.open())
+        self.tail.pay(paid.tail)
+        if self.rows is not None:
+            self.rows.index_copy_(0, self.tail.places.row, paid.packed)
+        return output
+
+    def grow(self, memory: Memory) -> None:
+        """As :meth:`OpenSlots.grow`."""
+        recent = () if self.rows is None else (self.rows[: self.held.num_recent + 1],)
+        grown = replace(self.held, tail=self.tail.grown(), recent=recent)
+        self.held = told_packed(grown, memory) if grown.num_recent >= RIPE_ROWS else grown
+        self.tail.held = self.held.tail

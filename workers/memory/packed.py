@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.memory.slots import Slots, vacant_slots
+
+
+class Paid(NamedTuple):
+    """Attention of ``n`` queries, averaged over the query heads of a group."""
+
+    packed: Tensor
+    """float32 ``[n, T]``"""
+    tail: Tensor
+    """float32 ``[B, H, n, K]`` to the K tokens of each lane's tail."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ class PackedSlots:
     """Tokens of each lane, the tail left out."""
     row_counts: tuple[int, ...]
     """Their sum by row."""
+    starts: Tensor
+    """int32 ``[L + 1]``: where the tokens of each lane begin, and where the last one's end."""
     tail: Slots
     """Tokens since."""
 
@@ -46,17 +59,25 @@ class PackedSlots:
         """Most tokens of any lane, the tail left out."""
         return max(self.counts)
 
+    @property
+    def num_slots(self) -> int:
+        """Slots of a head when unpacked."""
+        return self.longest + self.tail.num_slots
+
     def append(self, keys: Tensor, values: Tensor, first_position: int) -> PackedSlots:
         """With new tokens ``[B, H, n, d]`` at consecutive positions; these slots must not be appended to again."""
         return replace(self, tail=self.tail.append(keys, values, first_position))
 
-    def with_recent(self, rows: Tensor) -> PackedSlots:
-        """With attention ``[B, H, n, longest + tail]``, aligned at the newest token, that the memory is told later."""
+    def with_recent(self, paid: Paid) -> PackedSlots:
+        """With attention that the memory is told later."""
+        return replace(self, recent=(*self.recent, paid.packed), tail=self.tail.with_recent(paid.tail))
+
+    def apart(self, rows: Tensor) -> Paid:
+        """Of attention ``[B, H, n, longest + tail]``, aligned at the newest token, what the tokens held were paid."""
         longest = self.longest
         lanes = rows.flatten(0, 1)
         packed = [lane[:, longest - count : longest] for lane, count in zip(lanes, self.counts, strict=True)]
-        tail = self.tail.with_recent(rows[..., longest:].contiguous())
-        return replace(self, recent=(*self.recent, torch.cat(packed, dim=1)), tail=tail)
+        return Paid(torch.cat(packed, dim=1), rows[..., longest:].contiguous())
 
     def with_trace(self, trace: Tensor, tail: Slots) -> PackedSlots:
         """With other traces ``[T, C']`` and a tail with its own; nothing is left to tell the memory."""
@@ -180,8 +201,14 @@ def packed(slots: Slots) -> PackedSlots:
         recent=tuple(chosen(rows).T.contiguous() for rows in recent),
         counts=counts,
         row_counts=tuple(slots.row_tokens.tolist()),
+        starts=_starts(counts, slots.keys.device),
         tail=_empty_tail(slots, slots.positions.shape[0], slots.num_recent),
     )
+
+
+def _starts(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where as many tokens of each lane begin, and where the last one's end."""
+    return torch.tensor([0, *accumulate(counts)], dtype=torch.int32).to(device, non_blocking=True)
 
 
 def _empty_tail(like: Slots, rows: int, num_recent: int) -> Slots:
@@ -212,7 +239,7 @@ def joined(parts: Sequence[Slots | PackedSlots]) -> Slots | PackedSlots:
     flat = [
         part if isinstance(part, PackedSlots) and not part.tail.num_slots else packed(part.at_work()) for part in parts
     ]
-    row_counts = sum((part.row_counts for part in flat), ())
+    counts, row_counts = (sum((part.counts for part in flat), ()), sum((part.row_counts for part in flat), ()))
     first = flat[0]
     return PackedSlots(
         keys=torch.cat([part.keys for part in flat]),
@@ -220,7 +247,8 @@ def joined(parts: Sequence[Slots | PackedSlots]) -> Slots | PackedSlots:
         positions=torch.cat([part.positions for part in flat]),
         trace=torch.cat([part.trace for part in flat]),
         recent=(torch.cat([part.recent[0] for part in flat], dim=1),) if first.recent else (),
-        counts=sum((part.counts for part in flat), ()),
+        counts=counts,
         row_counts=row_counts,
+        starts=_starts(counts, first.keys.device),
         tail=_empty_tail(first.tail, len(row_counts), first.num_recent),
     )

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workers.memory.cache import MemoryCache, drop_staged_layer
-from workers.memory.open_slots import OpenSlots, Places
+from workers.memory.open_slots import OpenPacked, OpenSlots, Places, can_open, opened
+from workers.memory.packed import PackedSlots
 from workers.memory.padding import Cohort
 from workers.memory.recording import cuda_graph
 from workers.memory.slots import Slots
-from workers.memory.watching import RIPE_ROWS, told
 
 PLAIN_TOKENS = 2
 """Tokens that are decoded plainly first: recording costs as much as two or three, and many answers end before."""
@@ -64,14 +64,13 @@ class Decoder:
         return logits
 
     def _is_replayable(self) -> bool:
-        """Whether the next token brings no update, and every layer holds as many tokens in all its lanes."""
+        """Whether the next token brings no update, and every layer can have open places."""
         cache = self._cache
         return (
             not torch.is_grad_enabled()
             and not any(cache.padding.by_row)
             and not cache.is_due(cache.get_seq_length() + 1)
-            and all(isinstance(layer.held, Slots) for layer in cache.layers)
-            and all(layer.options is not None and layer.options.sliding_window is None for layer in cache.layers)
+            and all(can_open(layer.held, layer.options) for layer in cache.layers)
         )
 
     def _recorded(self, recorder: Recorder) -> _Recording | None:
@@ -93,26 +92,22 @@ class _Recording:
     def __init__(self, model: PreTrainedModel, cache: MemoryCache) -> None:
         self._model, self._cache = model, cache
         seen, every = cache.get_seq_length(), cache.memory.update_every
-        first = self._slots(0)
-        room = max(LEAST_PLACES, max(self._slots(index).num_slots for index in range(len(cache.layers))) // 32)
-        num_rows, device = first.keys.shape[0], first.keys.device
+        room = max(LEAST_PLACES, max(self._held(index).num_slots for index in range(len(cache.layers))) // 32)
+        num_rows, device = len(self._held(0).row_tokens), cache.layers[0].device
         self._places = Places(room if every is None else min(room, every - 1 - seen % every), device)
         self._ids = torch.zeros(num_rows, 1, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, 1, dtype=torch.int64, device=device)
-        self._open: list[OpenSlots] = []
+        self._open: list[OpenSlots | OpenPacked] = []
         self._call: Call | None = None
-        del first
         for index, layer in enumerate(cache.layers):  # one by one, so that no more than one layer is held twice
-            open_slots = OpenSlots.after(
-                self._slots(index), self._places, seen, reads_attention=cache.memory.reads_attention
-            )
-            layer.cohorts = {0: open_slots.slots}
-            self._open.append(open_slots)
+            one = opened(self._held(index), self._places, seen, reads_attention=cache.memory.reads_attention)
+            layer.cohorts = {0: one.held}
+            self._open.append(one)
 
-    def _slots(self, index: int) -> Slots:
+    def _held(self, index: int) -> Slots | PackedSlots:
         """What a layer holds."""
         held = self._cache.layers[index].held
-        assert isinstance(held, Slots)
+        assert held is not None
         return held
 
     def record(self, recorder: Recorder) -> None:
@@ -121,29 +116,24 @@ class _Recording:
 
     def can_go_on(self) -> bool:
         """Whether there is room, and nobody else has fed the cache since."""
-        is_ours = all(layer.held is one.slots for layer, one in zip(self._cache.layers, self._open, strict=True))
-        return is_ours and self._num_taken < self._places.room
-
-    @property
-    def _num_taken(self) -> int:
-        """Places that have a token, in every layer."""
-        return self._open[0].slots.num_slots - self._open[0].first
+        is_ours = all(layer.held is one.held for layer, one in zip(self._cache.layers, self._open, strict=True))
+        return is_ours and self._open[0].num_taken < self._places.room
 
     def step(self, ids: Tensor) -> Tensor:
         """Feed a token ``ids [B, 1]``; logits ``[B, vocabulary]``."""
         assert self._call is not None
         self._ids.copy_(ids)
         self._position.fill_(self._cache.get_seq_length())
-        self._places.token.fill_(self._num_taken)
-        self._places.row.fill_(self._open[0].slots.num_recent)
+        self._places.token.fill_(self._open[0].num_taken)
+        self._places.row.fill_(self._open[0].held.num_recent)
         logits = self._call().clone()
         self._account()
         return logits
 
     def _run(self) -> Tensor:
         layers = self._cache.layers
-        for layer, open_slots in zip(layers, self._open, strict=True):
-            layer.open = open_slots
+        for layer, one in zip(layers, self._open, strict=True):
+            layer.open = one
         positions = self._position.expand(len(self._ids), 1)
         try:
             logits: Tensor = self._model(
@@ -157,11 +147,8 @@ class _Recording:
     def _account(self) -> None:
         """What a plain call would have noted on the host."""
         cache, everyone = self._cache, Cohort(0, None)
-        for layer, open_slots in zip(cache.layers, self._open, strict=True):
-            grown = open_slots.grown()
-            if grown.num_recent >= RIPE_ROWS:
-                grown = told(grown, cache.memory)
-            open_slots.slots = grown
-            layer.cohorts = {0: grown}
+        for layer, one in zip(cache.layers, self._open, strict=True):
+            one.grow(cache.memory)
+            layer.cohorts = {0: one.held}
             layer.seen_tokens += 1
-            cache.meter.appended(grown, 1, everyone, len(self._ids))
+            cache.meter.appended(one.held, 1, everyone, len(self._ids))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -26,7 +27,7 @@ from workers.memory.features import SpectralSums
 from workers.memory.kernels import kernels_for
 from workers.memory.memory import Memory
 from workers.memory.options import AttentionOptions
-from workers.memory.packed import PackedSlots
+from workers.memory.packed import PackedSlots, Paid
 from workers.memory.quick_softmax import Scratch, can_exponentiate, exponentiated, multiplied
 from workers.memory.slots import Slots
 
@@ -250,8 +251,8 @@ def watch(
     """Attention of a block of queries ``[B, H * r, n, d]``, and the slots with what the memory learns from it."""
     num_queries = query.shape[2]
     if isinstance(held, PackedSlots):
-        output, rows = attend_packed(query, held, first_query, options)
-        held = held.with_recent(rows) if memory.reads_attention else held
+        output, paid = attend_packed(query, held, first_query, options)
+        held = held.with_recent(paid) if memory.reads_attention else held
         return output, told_packed(held, memory) if held.num_recent >= RIPE_ROWS else held
     if not memory.reads_attention:
         return attend_unwatched(query, held, first_query, options), held
@@ -300,6 +301,10 @@ def attend_token(
     Returns:
         The output, and the attention float32 ``[B, H, 1, K]``.
     """
+    kernels = kernels_for(query, "fused_token")
+    if kernels is not None and kernels.can_serve(keys, values, options):
+        output, paid, _ = kernels.attend_token(query, keys, values, options.scaling, hidden)
+        return output, paid
     num_rows, heads, num_slots, size = keys.shape
     lanes = num_rows * heads
     queries = scaled(query, options).reshape(lanes, -1, size)
@@ -313,29 +318,49 @@ def attend_token(
     return output.view(num_rows, -1, 1, output.shape[-1]), paid.view(num_rows, heads, 1, num_slots)
 
 
+def can_attend_packed(held: PackedSlots, options: AttentionOptions) -> bool:
+    """Whether a token can attend to packed tokens where they lie.
+
+    For a sliding window their positions are asked for, and a gradient is taken of no part of a tensor. A processor
+    attends to every lane by itself; on an accelerator that would be too many launches, and takes a kernel.
+    """
+    if options.sliding_window is not None or torch.is_grad_enabled():
+        return False
+    return not held.keys.is_cuda or _token_kernels(held, options) is not None
+
+
+def _token_kernels(held: PackedSlots, options: AttentionOptions) -> ModuleType | None:
+    kernels = kernels_for(held.tail.keys, "fused_token")
+    return kernels if kernels is not None and kernels.can_serve(held.keys, held.values, options) else None
+
+
 def attend_packed(
-    query: Tensor, held: PackedSlots, first_query: int, options: AttentionOptions
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, held: PackedSlots, first_query: int, options: AttentionOptions, hidden: Tensor | None = None
+) -> tuple[Tensor, Paid]:
     """Attention of one token ``[B, H * r, 1, d]`` to tokens that are packed, its own among them.
 
-    On a processor every lane is attended to where it lies, so that no more bytes are read than are held; on an
-    accelerator that would be too many launches, and for a sliding window their positions are asked for, and
-    a gradient is taken of no part of a tensor: there they are unpacked, but their traces are not.
+    But not to ``hidden`` ones, the last of the tail, which may be where :func:`can_attend_packed`. Elsewhere all are
+    unpacked, but for their traces.
 
     Returns:
-        The output, and the attention float32 ``[B, H, 1, longest + tail]``, aligned at the newest token.
+        The output, and the attention.
     """
-    if query.is_cuda or options.sliding_window is not None or torch.is_grad_enabled():
+    if not can_attend_packed(held, options):
         slots = held.in_view()
         gathered = WholeRows(slots, 1)
-        return attend(query, slots, first_query, options, gathered), gathered.attention
+        return attend(query, slots, first_query, options, gathered), held.apart(gathered.attention)
     num_rows, heads = held.tail.positions.shape[:2]
     lanes, size, longest, tail = num_rows * heads, query.shape[-1], held.longest, held.tail
+    if (kernels := _token_kernels(held, options)) is not None:
+        output, paid, packed = kernels.attend_token(query, tail.keys, tail.values, options.scaling, hidden, held)
+        return output, Paid(packed, paid)
     queries = scaled(query, options).reshape(lanes, -1, size)
     products = queries.new_full((lanes, queries.shape[1], longest + tail.num_slots), -torch.inf)
     torch.bmm(queries, tail.keys.flatten(0, 1).transpose(1, 2), out=products[..., longest:])
     for one, keys, out in zip(queries.unbind(), held.keys.T.split(held.counts, dim=1), products.unbind(), strict=True):
         torch.mm(one, keys, out=out[:, longest - keys.shape[1] : longest])
+    if hidden is not None:
+        products[..., products.shape[-1] - len(hidden) :].masked_fill_(hidden, -torch.inf)
     scores = scores_of(products, options)
     if options.softcap is not None:
         scores = scores.masked_fill_(products == -torch.inf, -torch.inf)
@@ -346,7 +371,8 @@ def attend_packed(
         one.addmm_(mixed[:, longest - values.shape[0] : longest], values)
     rows = weights.new_empty(lanes, longest + tail.num_slots)
     average(weights, rows)
-    return output.view(num_rows, -1, 1, output.shape[-1]), rows.view(num_rows, heads, 1, -1)
+    paid = held.apart(rows.view(num_rows, heads, 1, -1))
+    return output.view(num_rows, -1, 1, output.shape[-1]), paid
 
 
 def attend_unwatched(query: Tensor, slots: Slots, first_query: int, options: AttentionOptions) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from tests.workers.memory.test_replay import Counted, again, decoded, require_equal
 from tests.workers.memory.tiny import drive, held_positions, largest_difference, random_ids
 from workers.memory import ahead
 from workers.memory.attention import memory_attached
@@ -22,7 +23,9 @@ from workers.memory.features import SpectralSums
 from workers.memory.memory import LayerView
 from workers.memory.namm import Namm
 from workers.memory.options import AttentionOptions
+from workers.memory.packed import PackedSlots, at_rest
 from workers.memory.padding import Cohort
+from workers.memory.recording import cuda_graph
 from workers.memory.scorer import importances
 from workers.memory.selection import select_wanted
 from workers.memory.slots import Aligned, Slots
@@ -33,7 +36,7 @@ HAS_DEVICE = torch.cuda.is_available()
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from workers.memory import fused_attention, fused_scorer, fused_selection  # noqa: E402
+from workers.memory import fused_attention, fused_scorer, fused_selection, fused_token  # noqa: E402
 
 DEVICE = torch.device("cuda" if HAS_DEVICE else "cpu")
 pytestmark = [pytest.mark.gpu] if HAS_DEVICE else []
@@ -94,6 +97,55 @@ def test_attention_and_spectrum(case, dtype):
     limit = 1e-2 if dtype != torch.float32 else 1e-4 if HAS_DEVICE else 1e-5
     assert apart(output, expected) < limit
     assert apart(trace.masked_fill(vacant, 0), sums.trace.masked_fill(vacant, 0)) < limit
+
+
+def plain_token(query: Tensor, slots: Slots, scaling: float, hidden: int) -> tuple[Tensor, Tensor]:
+    """Output and attention ``[B, H, 1, K]`` in double precision; the last slots are ``hidden``."""
+    heads = slots.keys.shape[1]
+    products = query.double().unflatten(1, (heads, -1))[:, :, :, 0] @ slots.keys.double().mT
+    unseen = slots.positions < 0
+    unseen[..., slots.num_slots - hidden :] = True
+    weights = (scaling * products).masked_fill(unseen[:, :, None], -torch.inf).softmax(-1)
+    return (weights @ slots.values.double()).flatten(1, 2)[:, :, None], weights.mean(2, keepdim=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden", [0, 5])
+@pytest.mark.parametrize("case", CASES)
+def test_a_token_attends(case, hidden, dtype):
+    """To slots or, where heads hold different numbers, to packed tokens and their tail; to several tiles of them."""
+    shape, generator = CASES[case], torch.Generator().manual_seed(3)
+    held = some_slots(dtype=dtype, **{**shape, "new": 0})
+    key, value = torch.randn(2, shape["rows"], shape["heads"], shape["new"], shape["size"], generator=generator)
+    new = key.to(DEVICE, dtype), value.to(DEVICE, dtype), shape["held"]
+    query = 4 * torch.randn(shape["rows"], shape["heads"] * shape["group"], 1, shape["size"], generator=generator)
+    query, scaling = query.to(DEVICE, dtype), 0.3
+    output, paid = plain_token(query, held.append(*new), scaling, hidden)
+    is_hidden = torch.ones(hidden, dtype=torch.bool, device=DEVICE) if hidden else None
+    lying = at_rest(held).append(*new)
+    slots = lying if held.is_even else lying.tail
+    assert fused_token.can_serve(slots.keys, slots.values, AttentionOptions(scaling))
+    ours, *told = fused_token.attend_token(
+        query, slots.keys, slots.values, scaling, is_hidden, None if held.is_even else lying
+    )
+    limit = 1e-2 if dtype != torch.float32 else 1e-5
+    assert apart(ours, output) < limit
+    if held.is_even:
+        assert apart(told[0], paid) < limit
+        assert told[1] is None
+    else:
+        packed_paid, tail_paid = lying.apart(paid)
+        assert apart(told[0], tail_paid) < limit
+        assert apart(told[1], packed_paid) < limit
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [AttentionOptions(1.0, softcap=2.0), AttentionOptions(1.0, sliding_window=9)])
+def test_only_plain_attention_of_a_token_is_served(options):
+    keys = torch.zeros(1, 1, 4, 16)
+    assert not fused_token.can_serve(keys, keys, options)
+    assert not fused_token.can_serve(keys[..., :9], keys, AttentionOptions(1.0))
 
 
 @torch.no_grad()
@@ -304,6 +356,21 @@ def test_a_prompt_is_read_as_without_kernels(heads, cap, count, updates, is_reco
         8 // updates
     )  # four updates in the first call, in each layer
     assert any(min(counts) < max(counts) for empty in swept for counts in empty) or heads == "even"
+
+
+@pytest.mark.parametrize("heads", ["even", "ragged"])
+def test_tokens_are_decoded_as_without_kernels(heads, monkeypatch):
+    """Recorded, across an update."""
+    settings = NammSettings(update_every=32, heads=heads)
+    genome = 0.5 * torch.randn(1, settings.genome_size, generator=torch.Generator().manual_seed(2))
+    memory = Namm(settings, genome.to(DEVICE), Normalisation((0.02,) * settings.num_bins, (0.001,) * settings.num_bins))
+    model, ids, counted = wide_model(), random_ids(1, 82).to(DEVICE), Counted(cuda_graph if HAS_DEVICE else again)
+    monkeypatch.setattr("workers.memory.kernels.can_run", lambda _: False)
+    expected = decoded(model, memory, ids, 46, None)
+    monkeypatch.setattr("workers.memory.kernels.can_run", lambda _: True)
+    require_equal(decoded(model, memory, ids, 46, counted), expected, 1e-4)
+    assert counted.calls > 30
+    assert isinstance(expected[1].layers[0].held, PackedSlots) or heads == "even"
 
 
 def test_layers_may_be_kept_without_their_cache(monkeypatch):

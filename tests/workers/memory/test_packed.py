@@ -44,10 +44,11 @@ def test_a_token_attends_to_packed_slots_as_to_padded_ones(options, dtype):
     padded, lying = with_decoded(slots, dtype), with_decoded(packed(slots), dtype)
     rows = watching.WholeRows(padded, 1)
     expected = watching.attend(query, padded, AFTER + 2, OPTIONS[options], rows)
-    output, attention = watching.attend_packed(query, lying, AFTER + 2, OPTIONS[options])
+    output, paid = watching.attend_packed(query, lying, AFTER + 2, OPTIONS[options])
     bound = 1e-6 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(output, expected, rtol=bound, atol=bound)
-    torch.testing.assert_close(attention, rows.attention, rtol=bound, atol=bound)
+    for part, expected in zip(paid, lying.apart(rows.attention), strict=True):
+        torch.testing.assert_close(part, expected, rtol=bound, atol=bound)
 
 
 @torch.no_grad()
@@ -60,10 +61,10 @@ def test_what_the_memory_is_yet_to_be_told_survives_packing_at_any_moment():
         for new in (0, 1)
     )
     key = normal(2, 2, 1, 16)
-    expected = slots.with_recent(first).append(key, key, AFTER).with_recent(second)
+    expected, apart = slots.with_recent(first).append(key, key, AFTER).with_recent(second), packed(slots).apart
     for held in (
-        packed(slots).with_recent(first).append(key, key, AFTER).with_recent(second),
-        packed(slots.with_recent(first)).append(key, key, AFTER).with_recent(second),
+        packed(slots).with_recent(apart(first)).append(key, key, AFTER).with_recent(apart(second)),
+        packed(slots.with_recent(first)).append(key, key, AFTER).with_recent(apart(second)),
     ):
         again = held.at_work()
         assert held.num_recent == again.num_recent == 2
