@@ -189,7 +189,9 @@ def drawn(lines: Sequence[Line]) -> str:
     )
 
 
-def contenders_of(model: PreTrainedModel, shape: Shape, options: argparse.Namespace) -> dict[str, Memory | None]:
+def contenders_of(
+    model: PreTrainedModel, shape: Shape, prompt: int, options: argparse.Namespace
+) -> dict[str, Memory | None]:
     """By name; None is the model without a memory."""
     found: dict[str, Memory | None] = {PLAIN: None}
     for name in options.contenders:
@@ -198,11 +200,11 @@ def contenders_of(model: PreTrainedModel, shape: Shape, options: argparse.Namesp
         elif options.cap and name == "even":
             found[name] = capped(name, options.kept, 1, model)
         else:
-            found[name] = calibrated(model, shape, name, [options.kept])
+            found[name] = calibrated(model, shape, name, [options.kept], prompt)
     return found
 
 
-def blocks_of(model: PreTrainedModel, shape: Shape, options: argparse.Namespace) -> dict[int, Memory]:
+def blocks_of(model: PreTrainedModel, shape: Shape, prompt: int, options: argparse.Namespace) -> dict[int, Memory]:
     """Blocks of genomes that keep from half to one and a half times as much, by their size."""
     found: dict[int, Memory] = {}
     for count in options.genomes:
@@ -210,7 +212,7 @@ def blocks_of(model: PreTrainedModel, shape: Shape, options: argparse.Namespace)
             found[count] = capped("even", options.kept, count, model)
         elif count > 1:
             shares = [0.5 + index / (count - 1) for index in range(count)]
-            found[count] = calibrated(model, shape, "even", [round(options.kept * share) for share in shares])
+            found[count] = calibrated(model, shape, "even", [round(options.kept * share) for share in shares], prompt)
     return found
 
 
@@ -218,13 +220,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure and print, line by line."""
     device, shape = torch.device(options.device), MODELS[options.model]
     model = shape.model(device, DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")])
-    contenders = contenders_of(model, shape, options)
-    blocks = blocks_of(model, shape, options)
     lines, profiles = [], {}
     print(f"{options.model} on {device_name(device)}, torch {torch.__version__}\n\n{HEADER}", flush=True)
     for prompt in options.prompts:
         ids = prompt_ids(shape, options.rows, prompt, device)
-        warm_up(contenders, model, ids)
+        contenders, blocks = contenders_of(model, shape, prompt, options), blocks_of(model, shape, prompt, options)
+        warm_up([*contenders.values(), *blocks.values()], model, ids)
         found = measured(contenders, model, ids, options.decoded, options.repeats)
         for count, block in blocks.items():
             found += measured({f"even x {count}": block}, model, ids, options.decoded, options.block_repeats)
@@ -240,13 +241,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {"lines": [dataclasses.asdict(line) for line in lines], "profiles": profiles}
 
 
-def warm_up(contenders: dict[str, Memory | None], model: PreTrainedModel, ids: Tensor) -> None:
+def warm_up(memories: Sequence[Memory | None], model: PreTrainedModel, ids: Tensor) -> None:
     """Work space is allocated, tables are cached, kernels are compiled."""
-    for name, memory in contenders.items():
+    for memory in memories:
         if memory is None:
             read_plain(model, ids[:, :1_100], 2)
         else:
-            read_under(model, name, memory, ids[:, :1_100], 2)
+            read_under(model, "", memory, ids[:, :1_100], 4)
 
 
 def device_name(device: torch.device) -> str:

@@ -166,14 +166,13 @@ def rival(name: str, shape: Shape, kept: int) -> Memory:
 
 
 @torch.inference_mode()
-def calibrated(model: PreTrainedModel, shape: Shape, name: str, kept: Sequence[int]) -> Namm:
+def calibrated(model: PreTrainedModel, shape: Shape, name: str, kept: Sequence[int], prompt: int) -> Namm:
     """Random genomes, one for each of ``kept``, with the bias by which it holds about so many tokens after an update.
 
-    Tokens are by layer and KV head, on the mean, of 2,560 read or of twice as many as are kept.
+    Tokens are by layer and KV head, on the mean, of those of a ``prompt`` up to its last update.
     """
     settings = NammSettings(heads="ragged" if name == "ragged" else "even")  # all else as published
-    every = settings.update_every
-    tokens = max(5 * every, -(-2 * max(kept) // every) * every)
+    tokens = prompt // settings.update_every * settings.update_every
     device = next(model.parameters()).device
     ids = prompt_ids(shape, 1, tokens, device)
     generator = torch.Generator().manual_seed(0)

@@ -49,6 +49,7 @@ CASES = {
     "three-heads-a-group": {"rows": 1, "heads": 2, "group": 3, "held": 40, "new": 80, "size": 16},
     "six-heads-a-group": {"rows": 1, "heads": 1, "group": 6, "held": 20, "new": 32, "size": 16},
     "ragged": {"rows": 2, "heads": 2, "group": 2, "held": 70, "new": 32, "size": 16, "ragged": True},
+    "wide-heads": {"rows": 1, "heads": 2, "group": 2, "held": 150, "new": 16, "size": 256, "ragged": True},
     "very-ragged": {"rows": 2, "heads": 2, "group": 2, "held": 300, "new": 160, "size": 16, "ragged": True},
 }
 
