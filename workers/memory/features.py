@@ -12,6 +12,7 @@ import functools
 import torch
 from torch import Tensor
 
+from workers.memory.kernels import kernels_for
 from workers.memory.quick_softmax import Scratch
 from workers.memory.specs import NammSettings
 
@@ -53,6 +54,10 @@ def observe(trace: Tensor, attention: Tensor, settings: NammSettings) -> Tensor:
     Returns:
         The new trace, ``[B, H, K, bins + pending']`` with ``hop <= pending' < 2 * hop``.
     """
+    kernels = kernels_for(trace, "fused_attention")
+    if kernels is not None and kernels.can_observe(trace, attention, settings):
+        observed: Tensor = kernels.observe(trace, attention, settings)
+        return observed
     rows, heads, num_queries, num_slots = attention.shape
     sums = SpectralSums(trace, num_queries, settings)
     sums.room(slice(0, rows * heads), slice(0, num_queries), slice(0, num_slots)).copy_(attention.flatten(0, 1))

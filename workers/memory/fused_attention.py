@@ -33,6 +33,8 @@ MEMBERS = 4
 OBSERVED_SLOTS, OBSERVED_WARPS, OBSERVED_STAGES = 128, 4, 2
 """Of the second kernel: what took least time on an H200 at 512 queries and 4,608 slots, among twenty settings: 67 µs.
 By arithmetic the products alone take 30 and the exponentials 20."""
+TOLD_SLOTS = 64
+"""Of a program that is given attention."""
 LOG2_E = 1.4426950408889634
 HEAD_SIZES = frozenset({16, 32, 64, 128, 256})
 
@@ -90,6 +92,24 @@ def attend_and_observe(
         num_warps=OBSERVED_WARPS, num_stages=OBSERVED_STAGES,
     )  # fmt: skip
     return output, observed.transpose(1, 2).unflatten(0, (rows, heads))
+
+
+def can_observe(trace: Tensor, attention: Tensor, spectrum: NammSettings) -> bool:
+    """Whether :func:`observe` serves: whole hops."""
+    pending, num_queries = trace.shape[-1] - spectrum.num_bins, attention.shape[2]
+    return spectrum.hop == HOP == pending and num_queries > 0 and num_queries % HOP == 0
+
+
+def observe(trace: Tensor, attention: Tensor, spectrum: NammSettings) -> Tensor:
+    """:func:`features.observe` of attention ``[B, H, n, K]`` that is at hand, where :func:`can_observe`."""
+    rows, heads, num_queries, num_slots = attention.shape
+    paid, former = attention.flatten(0, 1), trace.flatten(0, 1)
+    observed = torch.empty(len(paid), spectrum.num_bins + HOP, num_slots, dtype=torch.float32, device=paid.device)
+    _observe_rows[(len(paid), triton.cdiv(num_slots, TOLD_SLOTS))](
+        paid, former, observed, _basis(paid.device, torch.float32), *paid.stride(), *former.stride(),
+        num_queries, num_slots, spectrum.ema**HOP, SLOTS=TOLD_SLOTS, STEP=HOP, num_warps=4,
+    )  # fmt: skip
+    return observed.transpose(1, 2).unflatten(0, (rows, heads))
 
 
 @functools.lru_cache(maxsize=64)
@@ -202,6 +222,45 @@ def _paid(
     return paid
 
 
+@triton.jit
+def _trace_before(state, trace_channel, is_traced, dtype: tl.constexpr, STEP: tl.constexpr, UNIT: tl.constexpr):
+    """Of some slots, whose traces begin at ``state``: the moving average but for its highest bin, that bin, a hop."""
+    step = tl.arange(0, STEP)
+    average = UNIT * tl.load(state[:, None] + step[None, :] * trace_channel, mask=is_traced[:, None], other=0.0)
+    highest = UNIT * tl.load(state + STEP * trace_channel, mask=is_traced, other=0.0)
+    highest = tl.where((step == 0)[None, :], highest[:, None], 0.0)
+    pending = tl.load(state[:, None] + (STEP + 1 + step)[None, :] * trace_channel, mask=is_traced[:, None], other=0.0)
+    return average, highest, (UNIT * pending).to(dtype)
+
+
+@triton.jit
+def _with_frame(
+    before, now, older, newer, average, highest, decay,
+    SLOTS: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The moving average with a frame of two hops of attention ``[SLOTS, STEP]``."""
+    is_lowest = (tl.arange(0, STEP) == 0)[None, :]
+    spectrum = tl.dot(before, older, input_precision=PRECISION)
+    spectrum = tl.dot(now, newer, spectrum, input_precision=PRECISION)
+    # Real parts, then imaginary ones; but the lowest bin has none, and the highest one's real part is there.
+    real, imaginary = tl.split(tl.permute(tl.reshape(spectrum, [SLOTS, 2, STEP]), [0, 2, 1]))
+    magnitude = tl.sqrt(real * real + tl.where(is_lowest, 0.0, imaginary * imaginary))
+    average = decay * average + (1.0 - decay) * magnitude
+    highest = decay * highest + (1.0 - decay) * tl.abs(imaginary)
+    return average, highest
+
+
+@triton.jit
+def _store_trace(told, average, highest, before, is_slot, num_slots, STEP: tl.constexpr, UNIT: tl.constexpr):
+    """To ``told``, channel by channel."""
+    step = tl.arange(0, STEP)
+    row_of = told[:, None] + step[None, :] * num_slots
+    tl.store(row_of, average / UNIT, mask=is_slot[:, None])
+    highest = tl.sum(tl.where((step == 0)[None, :], highest, 0.0), 1)
+    tl.store(told + STEP * num_slots, highest / UNIT, mask=is_slot)
+    tl.store(row_of + (STEP + 1) * num_slots, before.to(tl.float32) / UNIT, mask=is_slot[:, None])
+
+
 @triton.jit(do_not_specialize=["trace_lane", "trace_channel", "heads", "num_queries", "num_slots", "num_traced"])
 def _observe(
     queries, keys, log_sums, trace, sources, observed, empty, basis,
@@ -234,12 +293,7 @@ def _observe(
         source = tl.load(sources + lane.to(tl.int64) * num_traced + slot, mask=is_traced, other=-1)
         is_traced = source >= 0
     state = trace + lane.to(tl.int64) * trace_lane + source * trace_slot
-    average = UNIT * tl.load(state[:, None] + step[None, :] * trace_channel, mask=is_traced[:, None], other=0.0)
-    is_lowest = (step == 0)[None, :]
-    highest = UNIT * tl.load(state + STEP * trace_channel, mask=is_traced, other=0.0)
-    highest = tl.where(is_lowest, highest[:, None], 0.0)
-    pending = tl.load(state[:, None] + (STEP + 1 + step)[None, :] * trace_channel, mask=is_traced[:, None], other=0.0)
-    before = (UNIT * pending).to(older.dtype)
+    average, highest, before = _trace_before(state, trace_channel, is_traced, older.dtype, STEP, UNIT)
     # Nobody sees a token before it is there, so its average stays zero until then.
     newest = num_slots - num_queries
     begin = tl.maximum(0, (first_slot - newest) // STEP) * STEP
@@ -257,17 +311,31 @@ def _observe(
             is_seen = (slot >= first)[:, None] & (slot[:, None] <= newest + start + step[None, :])
             paid = tl.where(is_seen & is_slot[:, None], paid, 0.0)
         now = (paid * (UNIT / GROUP)).to(older.dtype)
-        spectrum = tl.dot(before, older, input_precision=PRECISION)
-        spectrum = tl.dot(now, newer, spectrum, input_precision=PRECISION)
-        # Real parts, then imaginary ones; but the lowest bin has none, and the highest one's real part is there.
-        real, imaginary = tl.split(tl.permute(tl.reshape(spectrum, [SLOTS, 2, STEP]), [0, 2, 1]))
-        magnitude = tl.sqrt(real * real + tl.where(is_lowest, 0.0, imaginary * imaginary))
-        average = decay * average + (1.0 - decay) * magnitude
-        highest = decay * highest + (1.0 - decay) * tl.abs(imaginary)
+        average, highest = _with_frame(before, now, older, newer, average, highest, decay, SLOTS, STEP, PRECISION)
         before = now
     told = observed + lane.to(tl.int64) * (2 * STEP + 1) * num_slots + slot
-    row_of = told[:, None] + step[None, :] * num_slots
-    tl.store(row_of, average / UNIT, mask=is_slot[:, None])
-    highest = tl.sum(tl.where(is_lowest, highest, 0.0), 1)
-    tl.store(told + STEP * num_slots, highest / UNIT, mask=is_slot)
-    tl.store(row_of + (STEP + 1) * num_slots, before.to(tl.float32) / UNIT, mask=is_slot[:, None])
+    _store_trace(told, average, highest, before, is_slot, num_slots, STEP, UNIT)
+
+
+@triton.jit(do_not_specialize=["trace_lane", "trace_channel", "paid_lane", "paid_row", "num_queries", "num_slots"])
+def _observe_rows(
+    attention, trace, observed, basis, paid_lane, paid_row, paid_slot, trace_lane, trace_slot, trace_channel,
+    num_queries, num_slots, decay,
+    SLOTS: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """A few slots of one lane, whose attention is given."""
+    lane = tl.program_id(0).to(tl.int64)
+    slot = tl.program_id(1) * SLOTS + tl.arange(0, SLOTS)
+    step, column = tl.arange(0, STEP), tl.arange(0, 2 * STEP)
+    is_slot = slot < num_slots
+    half = basis + step[:, None] * (2 * STEP) + column[None, :]
+    older, newer = tl.load(half), tl.load(half + 2 * STEP * STEP)
+    state = trace + lane * trace_lane + slot * trace_slot
+    average, highest, before = _trace_before(state, trace_channel, is_slot, older.dtype, STEP, 1.0)
+    for start in range(0, num_queries, STEP):
+        there = lane * paid_lane + (start + step)[None, :] * paid_row + slot[:, None] * paid_slot
+        now = tl.load(attention + there, mask=is_slot[:, None], other=0.0)
+        average, highest = _with_frame(before, now, older, newer, average, highest, decay, SLOTS, STEP, "ieee")
+        before = now
+    told = observed + lane * (2 * STEP + 1) * num_slots + slot
+    _store_trace(told, average, highest, before, is_slot, num_slots, STEP, 1.0)

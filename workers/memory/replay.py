@@ -20,8 +20,9 @@ from workers.memory.padding import Cohort
 from workers.memory.recording import cuda_graph
 from workers.memory.slots import Slots
 
-PLAIN_TOKENS = 2
-"""Tokens that are decoded plainly first: recording costs as much as two or three, and many answers end before."""
+PLAIN_TOKENS = 1
+"""Tokens that are decoded plainly first: kernels are compiled then, which cannot be recorded. Recording the next one
+costs half as much again as decoding it, and many answers are of one token."""
 LEAST_PLACES = 128
 """Open places at least, or a 32nd of what a layer holds."""
 
@@ -53,25 +54,24 @@ class Decoder:
 
     def _logits(self, ids: Tensor) -> Tensor:
         self._num_decoded += 1
-        if self._recorder is not None and self._num_decoded > PLAIN_TOKENS and self._is_replayable():
+        if self._recorder is not None and self._num_decoded > PLAIN_TOKENS and self._is_plain_step():
             if self._recording is None or not self._recording.can_go_on():
                 self._recording = None  # what it holds is free before more is asked for
-                self._recording = self._recorded(self._recorder)
+                self._recording = self._recorded(self._recorder) if self._is_recordable() else None
             if self._recording is not None:
                 return self._recording.step(ids)
         self._recording = None
         logits: Tensor = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True).logits[:, -1]
         return logits
 
-    def _is_replayable(self) -> bool:
-        """Whether the next token brings no update, and every layer can have open places."""
-        cache = self._cache
-        return (
-            not torch.is_grad_enabled()
-            and not any(cache.padding.by_row)
-            and not cache.is_due(cache.get_seq_length() + 1)
-            and all(can_open(layer.held, layer.options) for layer in cache.layers)
-        )
+    def _is_plain_step(self) -> bool:
+        """Whether the next token brings no update, and nobody wants a gradient."""
+        return not torch.is_grad_enabled() and not self._cache.is_due(self._cache.get_seq_length() + 1)
+
+    def _is_recordable(self) -> bool:
+        """Whether every layer can have open places."""
+        is_padded = any(self._cache.padding.by_row)
+        return not is_padded and all(can_open(layer.held, layer.options) for layer in self._cache.layers)
 
     def _recorded(self, recorder: Recorder) -> _Recording | None:
         """None, for good, where the model does what cannot be recorded, such as to ask the device which experts."""

@@ -165,6 +165,8 @@ class Slots:
     def recent_rows(self) -> Tensor:
         """All of ``recent`` as one, ``[B, H, n, K]``."""
         rows, heads, num_slots = self.positions.shape
+        if len(self.recent) == 1 and self.recent[0].shape[3] == num_slots:
+            return self.recent[0]
         gathered = self.trace.new_zeros(rows, heads, self.num_recent, num_slots)
         start = 0
         for part in self.recent:

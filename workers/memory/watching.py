@@ -289,7 +289,7 @@ def told(slots: Slots, memory: Memory) -> Slots:
 
 def told_packed(held: PackedSlots, memory: Memory) -> PackedSlots:
     """:func:`told` of tokens that stay where they lie: a memory observes each by itself, as if all were of one head."""
-    rows = torch.cat(held.recent)[None, None]
+    rows = (torch.cat(held.recent) if len(held.recent) > 1 else held.recent[0])[None, None]
     return held.with_trace(memory.observe(held.trace[None, None], rows)[0, 0], told(held.tail, memory))
 
 

@@ -100,6 +100,22 @@ def test_attention_and_spectrum(case, dtype):
     assert apart(trace.masked_fill(vacant, 0), sums.trace.masked_fill(vacant, 0)) < limit
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("num_queries", [16, 48])
+@pytest.mark.parametrize("is_by_channel", [False, True])
+def test_attention_that_is_given_is_observed(num_queries, is_by_channel):
+    generator = torch.Generator().manual_seed(4)
+    trace = torch.rand(2, 3, 150, SETTINGS.num_bins + SETTINGS.hop, generator=generator).to(DEVICE)
+    attention = torch.rand(2, 3, num_queries, 170, generator=generator).to(DEVICE)[..., :150]
+    trace = trace.transpose(2, 3).contiguous().transpose(2, 3) if is_by_channel else trace
+    sums = SpectralSums(trace, num_queries, SETTINGS)
+    sums.room(slice(0, 6), slice(0, num_queries), slice(0, 150)).copy_(attention.flatten(0, 1))
+    sums.take_in()
+    assert fused_attention.can_observe(trace, attention, SETTINGS)
+    assert not fused_attention.can_observe(trace, attention[:, :, 1:], SETTINGS)
+    assert apart(fused_attention.observe(trace, attention, SETTINGS), sums.trace) < 1e-6
+
+
 def plain_token(query: Tensor, slots: Slots, scaling: float, hidden: int) -> tuple[Tensor, Tensor]:
     """Output and attention ``[B, H, 1, K]`` in double precision; the last slots are ``hidden``."""
     heads = slots.keys.shape[1]
