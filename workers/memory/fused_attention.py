@@ -109,7 +109,8 @@ def observe(trace: Tensor, attention: Tensor, spectrum: NammSettings) -> Tensor:
         paid, former, observed, _basis(paid.device, torch.float32), *paid.stride(), *former.stride(),
         num_queries, num_slots, spectrum.ema**HOP, SLOTS=TOLD_SLOTS, STEP=HOP, num_warps=4,
     )  # fmt: skip
-    return observed.transpose(1, 2).unflatten(0, (rows, heads))
+    trace = observed.transpose(1, 2)
+    return trace.view(rows, heads, *trace.shape[1:])
 
 
 @functools.lru_cache(maxsize=64)

@@ -301,7 +301,8 @@ def attend_token(
     Returns:
         The output, and the attention float32 ``[B, H, 1, K]``.
     """
-    kernels = kernels_for(query, "fused_token")
+    # Two kernels take the device half as long as these calls, but the host longer: not when a call is only replayed.
+    kernels = kernels_for(query, "fused_token") if hidden is not None else None
     if kernels is not None and kernels.can_serve(keys, values, options):
         output, paid, _ = kernels.attend_token(query, keys, values, options.scaling, hidden)
         return output, paid
