@@ -17,7 +17,11 @@ UNITS_IN_FLIGHT = 2
 """Most units on a worker, the one in work included: one more hides the round trip, further ones gain little."""
 
 DEATHS_PER_UNIT = 2
-"""Workers that may die with a unit in work before the unit is blamed; losses of whole machines do not count."""
+"""Workers that may die with a unit in work before the unit is blamed.
+
+Losses of whole machines do not count, and two copies that were there at the same time count once: what kills several
+workers at a time may have met both.
+"""
 
 LOSSES_PER_UNIT = 8
 """The same with losses of whole machines counted: a unit that brings machines down cannot go on for ever."""
@@ -131,6 +135,8 @@ class _Record:
     failed_on: list[Worker] = field(default_factory=list)
     num_deaths: int = 0
     num_losses: int = 0
+    excused: set[Worker] = field(default_factory=set)
+    """Workers that held another copy when a death was counted."""
 
 
 class Dispatch:
@@ -249,11 +255,17 @@ class Dispatch:
             raise InvalidEventError(f"worker {event.worker} is lost but was never ready, or lost before")
         units = self._in_flight.pop(event.worker)
         if units and units[0] not in self._scored:
-            record = self._records[units[0]]
-            record.num_losses += 1
-            record.num_deaths += not event.with_its_machine
-            record.story.append(f"worker {event.worker} was lost: {event.message}")
+            self._note_loss(event, units[0])
         return [Replace(event.worker), *self._try_again(units)]
+
+    def _note_loss(self, event: WorkerLost, key: str) -> None:
+        """In the record of the unit that was in work."""
+        record = self._records[key]
+        record.story.append(f"worker {event.worker} was lost: {event.message}")
+        record.num_losses += 1
+        if not event.with_its_machine and event.worker not in record.excused:
+            record.num_deaths += 1
+            record.excused.update(self._holders(key))
 
     def _take_back(self, worker: Worker, key: str) -> None:
         queue = self._in_flight.get(worker, [])
@@ -324,11 +336,11 @@ class Dispatch:
 
     def _may_be_copied(self, key: str) -> bool:
         """Whether a unit is open on one worker; one that has failed or killed before is not given to two at a time."""
-        is_open = key not in self._scored and 0 < self._holders(key) < COPIES_PER_UNIT
+        is_open = key not in self._scored and 0 < len(self._holders(key)) < COPIES_PER_UNIT
         return is_open and not self._records[key].story
 
-    def _holders(self, key: str) -> int:
-        return sum(key in queue for queue in self._in_flight.values())
+    def _holders(self, key: str) -> list[Worker]:
+        return [worker for worker, queue in self._in_flight.items() if key in queue]
 
     def _suits(self, worker: Worker, key: str) -> bool:
         """Whether a worker may take a unit: one that failed goes to another worker, where there is another."""

@@ -221,15 +221,30 @@ def test_losing_a_worker_with_one_of_two_copies_leaves_the_unit_to_the_other(dis
     assert dispatch.handle(UnitScored(1, "a")) == [Finished()]
 
 
-def test_a_unit_that_kills_both_workers_that_hold_it_is_set_aside(dispatching):
+def with_both_holders_lost(dispatching):
+    """A unit whose two copies went down with their workers."""
     dispatch = dispatching("ab")
     dispatch.handle(WorkerReady(0))
     dispatch.handle(WorkerReady(1))
     dispatch.handle(UnitSlow("a"))
     dispatch.handle(UnitScored(1, "b"))
-    dispatch.handle(WorkerLost(0, "killed"))
-    story = ("worker 0 was lost: killed", "worker 1 was lost: killed too")
-    assert dispatch.handle(WorkerLost(1, "killed too")) == [Replace(1), Quarantine("a", story), Finished()]
+    assert dispatch.handle(WorkerLost(0, "killed")) == [Replace(0)]
+    assert dispatch.handle(WorkerLost(1, "killed too")) == [Replace(1)]
+    return dispatch
+
+
+def test_two_copies_that_go_down_together_are_one_death(dispatching):
+    """Whatever kills several workers at a time would set a good unit aside, or not, as chance has copied it."""
+    dispatch = with_both_holders_lost(dispatching)
+    assert dispatch.handle(WorkerReady(2)) == [Score(2, "a")]
+    assert dispatch.handle(UnitScored(2, "a")) == [Finished()]
+
+
+def test_a_unit_that_kills_another_worker_after_both_that_held_it_is_set_aside(dispatching):
+    dispatch = with_both_holders_lost(dispatching)
+    dispatch.handle(WorkerReady(2))
+    story = ("worker 0 was lost: killed", "worker 1 was lost: killed too", "worker 2 was lost: killed again")
+    assert dispatch.handle(WorkerLost(2, "killed again")) == [Replace(2), Quarantine("a", story), Finished()]
 
 
 def test_a_unit_stuck_behind_a_long_one_is_copied_at_once(dispatching):
