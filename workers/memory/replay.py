@@ -49,20 +49,25 @@ class Decoder:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Logits ``[B, vocabulary]`` after the tokens ``ids`` (int64 ``[B, 1]``)."""
-        with torch.cuda.device_of(ids):  # a graph is recorded and replayed on the current device
-            return self._logits(ids)
+        logits = self.replayed(ids)
+        if logits is None:
+            logits = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True).logits[:, -1]
+        return logits
 
-    def _logits(self, ids: Tensor) -> Tensor:
+    def replayed(self, ids: Tensor, positions: Tensor | None = None) -> Tensor | None:
+        """The same, or None where the next token is to be fed plainly.
+
+        ``positions`` are int64 ``[B or 1, 1]``; None for those that follow on the tokens read.
+        """
         self._num_decoded += 1
-        if self._recorder is not None and self._num_decoded > PLAIN_TOKENS and self._is_plain_step():
+        if self._recorder is None or self._num_decoded <= PLAIN_TOKENS or not self._is_plain_step():
+            self._recording = None
+            return None
+        with torch.cuda.device_of(ids):  # a graph is recorded and replayed on the current device
             if self._recording is None or not self._recording.can_go_on():
                 self._recording = None  # what it holds is free before more is asked for
                 self._recording = self._recorded(self._recorder) if self._is_recordable() else None
-            if self._recording is not None:
-                return self._recording.step(ids)
-        self._recording = None
-        logits: Tensor = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True).logits[:, -1]
-        return logits
+            return None if self._recording is None else self._recording.step(ids, positions)
 
     def _is_plain_step(self) -> bool:
         """Whether the next token brings no update, and nobody wants a gradient."""
@@ -96,7 +101,7 @@ class _Recording:
         num_rows, device = len(self._held(0).row_tokens), cache.layers[0].device
         self._places = Places(room if every is None else min(room, every - 1 - seen % every), device)
         self._ids = torch.zeros(num_rows, 1, dtype=torch.int64, device=device)
-        self._position = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        self._positions = torch.zeros(num_rows, 1, dtype=torch.int64, device=device)
         self._open: list[OpenSlots | OpenPacked] = []
         self._call: Call | None = None
         for index, layer in enumerate(cache.layers):  # one by one, so that no more than one layer is held twice
@@ -119,11 +124,14 @@ class _Recording:
         is_ours = all(layer.held is one.held for layer, one in zip(self._cache.layers, self._open, strict=True))
         return is_ours and self._open[0].num_taken < self._places.room
 
-    def step(self, ids: Tensor) -> Tensor:
+    def step(self, ids: Tensor, positions: Tensor | None) -> Tensor:
         """Feed a token ``ids [B, 1]``; logits ``[B, vocabulary]``."""
         assert self._call is not None
         self._ids.copy_(ids)
-        self._position.fill_(self._cache.get_seq_length())
+        if positions is None:
+            self._positions.fill_(self._cache.get_seq_length())
+        else:
+            self._positions.copy_(positions)
         self._places.token.fill_(self._open[0].num_taken)
         self._places.row.fill_(self._open[0].held.num_recent)
         logits = self._call().clone()
@@ -134,10 +142,9 @@ class _Recording:
         layers = self._cache.layers
         for layer, one in zip(layers, self._open, strict=True):
             layer.open = one
-        positions = self._position.expand(len(self._ids), 1)
         try:
             logits: Tensor = self._model(
-                input_ids=self._ids, position_ids=positions, past_key_values=self._cache, use_cache=True
+                input_ids=self._ids, position_ids=self._positions, past_key_values=self._cache, use_cache=True
             ).logits[:, -1]
             return logits
         finally:
