@@ -2,6 +2,7 @@
 
 >>> from namm import Memory
 >>> memory = Memory.from_pretrained("runs/first/champion")
+>>> memory.generate(model, **inputs)
 >>> model.generate(**inputs, past_key_values=memory.cache(model))
 """
 

@@ -28,9 +28,10 @@ REPLAYED_ARGUMENTS = frozenset(
 def replaying(model: PreTrainedModel, cache: MemoryCache, recorder: Recorder | None = None) -> PreTrainedModel:
     """A twin of ``model`` to generate with under ``cache``, which is one of its own; ``recorder`` as of a decoder.
 
-    A compiled model has its own way to be fast, and is given back as it is.
+    Given back as it is: a compiled model, which has its own way to be fast, and one that reads more than text, where
+    the position of a token may depend on what was read before.
     """
-    if not isinstance(model, PreTrainedModel) or _is_compiled(model):
+    if not isinstance(model, PreTrainedModel) or _is_compiled(model) or _reads_more_than_text(model):
         return model
     twin: PreTrainedModel = object.__new__(_twin_class(type(model)))  # type: ignore[arg-type]  # classes are hashable
     object.__setattr__(twin, "__dict__", model.__dict__)
@@ -40,6 +41,10 @@ def replaying(model: PreTrainedModel, cache: MemoryCache, recorder: Recorder | N
 
 def _is_compiled(model: PreTrainedModel) -> bool:
     return model._compiled_call_impl is not None or hasattr(model.forward, "_torchdynamo_orig_callable")
+
+
+def _reads_more_than_text(model: PreTrainedModel) -> bool:
+    return model.config.get_text_config(decoder=True) is not model.config
 
 
 @functools.cache

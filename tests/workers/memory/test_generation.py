@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from transformers import PreTrainedModel, TextStreamer
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel, TextStreamer
 
 from namm import Memory
 from tests.workers.memory.test_replay import Counted, again, gpu
@@ -145,6 +145,15 @@ def test_a_compiled_model_is_left_to_itself():
     model, memory = tiny_model(), a_memory()
     model.compile(backend="eager")
     assert replaying(model, memory.cache(model)) is model
+
+
+def test_a_model_that_reads_more_than_text_is_left_to_itself():
+    text = tiny_model().config
+    vision = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=5))
+    assert replaying(model, a_memory().cache(model)) is model
 
 
 @pytest.mark.parametrize(("options", "told"), [({"num_beams": 2}, "num_beams=1"), ({"use_cache": False}, "use_cache")])
