@@ -66,7 +66,7 @@ def observe(trace: Tensor, attention: Tensor, settings: NammSettings) -> Tensor:
 
 
 class SpectralSums:
-    """Streams the attention of a block of queries into traces, a tile at a time (an ``Observer`` of ``watching.py``).
+    """Streams the attention of a block of queries into traces, a tile at a time (an ``Observer``).
 
     Inside, slots come last: a row of attention is then contiguous, and a frame's spectrum one matrix product.
     """

@@ -1,4 +1,4 @@
-"""Attention and spectrogram without ever writing the attention: two Triton kernels in the place of ``watching.attend``.
+"""Attention and spectrogram without ever writing the attention: two Triton kernels, for ``tiled_attention.py``.
 
 The first is flash attention that also stores the log-sum-exp of every query. With it the second knows every weight
 without asking another query or slot: a program takes a few slots of a lane, walks over the queries hop by hop, computes

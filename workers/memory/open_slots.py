@@ -17,7 +17,8 @@ from workers.memory.memory import Memory
 from workers.memory.options import AttentionOptions
 from workers.memory.packed import PackedSlots
 from workers.memory.slots import Slots
-from workers.memory.watching import RIPE_ROWS, attend_packed, attend_token, can_attend_packed, told, told_packed
+from workers.memory.token_attention import attend_packed, attend_token, can_attend_packed
+from workers.memory.watching import RIPE_ROWS, told, told_packed
 
 
 class Places:

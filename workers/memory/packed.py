@@ -2,7 +2,7 @@
 
 What was there when they were packed is not moved again until the memory decides. Tokens decoded since, as
 many in every head, are the *tail*: slots of their own, which grow in place. A decoded token attends to both where they
-lie (``watching.attend_packed``).
+lie (``token_attention.py``).
 
 Shapes: B rows, H KV heads, T packed tokens of all rows and heads together, L = B * H lanes, d head size, C channels.
 """
@@ -167,9 +167,9 @@ class PackedSlots:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of what the memory adds: positions, traces and attention that it is yet to be told."""
+        """Bytes of what the memory adds: positions, traces, attention that it is yet to be told, where lanes begin."""
         recent = sum(rows.nbytes for rows in self.recent)
-        return self.positions.nbytes + self.trace.nbytes + recent + self.tail.state_bytes
+        return self.positions.nbytes + self.trace.nbytes + recent + self.starts.nbytes + self.tail.state_bytes
 
     @property
     def token_state_bytes(self) -> int:

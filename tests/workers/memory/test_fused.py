@@ -30,7 +30,7 @@ from workers.memory.scorer import importances
 from workers.memory.selection import select_wanted
 from workers.memory.slots import Aligned, Slots
 from workers.memory.specs import NammSettings, Normalisation
-from workers.memory.watching import attend
+from workers.memory.tiled_attention import attend
 
 HAS_DEVICE = torch.cuda.is_available()
 if importlib.util.find_spec("triton") is None:

@@ -7,12 +7,13 @@ import torch
 
 from tests.workers.memory.test_watching import HELD, NEW, ragged_slots
 from tests.workers.memory.tiny import random_ids, rival, tiny_model, tiny_namm, tiny_settings
-from workers.memory import watching
 from workers.memory.attention import memory_attached
 from workers.memory.cache import MemoryCache
 from workers.memory.options import AttentionOptions
 from workers.memory.packed import PackedSlots, at_rest, joined, packed
 from workers.memory.slots import Slots
+from workers.memory.tiled_attention import WholeRows, attend
+from workers.memory.token_attention import attend_packed
 
 AFTER = HELD + NEW
 OPTIONS = {
@@ -42,9 +43,9 @@ def with_decoded(held: Slots | PackedSlots, dtype: torch.dtype = torch.float32) 
 def test_a_token_attends_to_packed_slots_as_to_padded_ones(options, dtype):
     slots, query = ragged_slots(dtype), normal(2, 8, 1, 16, dtype=dtype)
     padded, lying = with_decoded(slots, dtype), with_decoded(packed(slots), dtype)
-    rows = watching.WholeRows(padded, 1)
-    expected = watching.attend(query, padded, AFTER + 2, OPTIONS[options], rows)
-    output, paid = watching.attend_packed(query, lying, AFTER + 2, OPTIONS[options])
+    rows = WholeRows(padded, 1)
+    expected = attend(query, padded, AFTER + 2, OPTIONS[options], rows)
+    output, paid = attend_packed(query, lying, AFTER + 2, OPTIONS[options])
     bound = 1e-6 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(output, expected, rtol=bound, atol=bound)
     for part, expected in zip(paid, lying.apart(rows.attention), strict=True):
@@ -77,10 +78,10 @@ def test_what_the_memory_is_yet_to_be_told_survives_packing_at_any_moment():
 
 
 def _untraced(held: PackedSlots) -> int:
-    """Bytes that the tail's tokens do not need yet, less its room."""
+    """Bytes that the tail's tokens do not need yet, less its room, and less the list of lanes."""
     tail = held.tail
     lanes, needed = len(held.counts), tail.num_slots * held.token_state_bytes
-    return lanes * needed - tail.state_bytes
+    return lanes * needed - tail.state_bytes - held.starts.nbytes
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from workers.memory import folded_scorer, watching
+from workers.memory import folded_scorer, tiled_attention
 from workers.memory.options import AttentionOptions
 from workers.memory.quick_softmax import LEAST_SCORES, Scratch, can_exponentiate, exponentiated
 from workers.memory.scorer import importances, unfold_genomes
@@ -47,7 +47,7 @@ def test_a_score_that_is_hidden_may_not_hide_that_it_was_too_large():
 
 @pytest.mark.parametrize("size", [1.0, 30.0, 1e3], ids=["all tiles do without", "some tiles", "few"])
 def test_attention_is_as_near_to_float64_whatever_the_size_of_scores(size, monkeypatch):
-    monkeypatch.setattr(watching, "TILE_SCORES", {"cpu": 1})
+    monkeypatch.setattr(tiled_attention, "TILE_SCORES", {"cpu": 1})
     queries, keys, values = normal(1, 4, 192, 16), normal(1, 2, 192, 16, seed=1), normal(1, 2, 192, 16, seed=2)
     keys[:, :, 100:] *= size  # the first tile does without in any case
     options = AttentionOptions(0.25)
@@ -55,7 +55,7 @@ def test_attention_is_as_near_to_float64_whatever_the_size_of_scores(size, monke
     def attended(dtype: torch.dtype) -> torch.Tensor:
         slots = Slots.nothing(keys[:, :, :0].to(dtype), values[:, :, :0].to(dtype), 0)
         slots = slots.append(keys.to(dtype), values.to(dtype), 0)
-        return watching.attend(queries.to(dtype), slots, 0, options, None).double()
+        return tiled_attention.attend(queries.to(dtype), slots, 0, options, None).double()
 
     with torch.no_grad():
         ours, usual = attended(torch.float32), attended(torch.float64)

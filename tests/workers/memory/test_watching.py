@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.workers.memory.tiny import random_ids, tiny_model, tiny_namm, tiny_settings
-from workers.memory import watching
+from workers.memory import tiled_attention, watching
 from workers.memory.attention import memory_attached
 from workers.memory.features import SpectralSums
 from workers.memory.options import AttentionOptions
@@ -38,7 +38,7 @@ def swept(dtype: torch.dtype, window: int | None = None) -> tuple[torch.Tensor, 
     slots = ragged_slots(dtype)
     query = torch.randn(2, 8, NEW, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
     sums = SpectralSums(slots.trace, NEW, SETTINGS)
-    output = watching.attend(query, slots, HELD, AttentionOptions(0.3, sliding_window=window), sums)
+    output = tiled_attention.attend(query, slots, HELD, AttentionOptions(0.3, sliding_window=window), sums)
     return output.float(), sums.trace.masked_fill((slots.positions < 0)[..., None], 0)
 
 
@@ -46,8 +46,8 @@ def swept(dtype: torch.dtype, window: int | None = None) -> tuple[torch.Tensor, 
 @pytest.mark.parametrize("queries", [16, 32, 64])
 def test_tiles_of_any_size_give_the_same(queries, window, monkeypatch):
     at_once = swept(torch.float32, window)
-    monkeypatch.setattr(watching, "TILE_SCORES", {"cpu": 1})
-    monkeypatch.setattr(watching, "SMALLEST_TILE", queries)
+    monkeypatch.setattr(tiled_attention, "TILE_SCORES", {"cpu": 1})
+    monkeypatch.setattr(tiled_attention, "SMALLEST_TILE", queries)
     for ours, theirs in zip(swept(torch.float32, window), at_once, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
