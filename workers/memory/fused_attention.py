@@ -105,7 +105,7 @@ def observe(trace: Tensor, attention: Tensor, spectrum: NammSettings) -> Tensor:
     rows, heads, num_queries, num_slots = attention.shape
     paid, former = attention.flatten(0, 1), trace.flatten(0, 1)
     observed = torch.empty(len(paid), spectrum.num_bins + HOP, num_slots, dtype=torch.float32, device=paid.device)
-    _observe_rows[(len(paid), triton.cdiv(num_slots, TOLD_SLOTS))](
+    _observe_rows[(triton.cdiv(num_slots, TOLD_SLOTS), len(paid))](  # all packed tokens are slots of one lane
         paid, former, observed, _basis(paid.device, torch.float32), *paid.stride(), *former.stride(),
         num_queries, num_slots, spectrum.ema**HOP, SLOTS=TOLD_SLOTS, STEP=HOP, num_warps=4,
     )  # fmt: skip
@@ -325,8 +325,8 @@ def _observe_rows(
     SLOTS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """A few slots of one lane, whose attention is given."""
-    lane = tl.program_id(0).to(tl.int64)
-    slot = tl.program_id(1) * SLOTS + tl.arange(0, SLOTS)
+    lane = tl.program_id(1).to(tl.int64)
+    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
     step, column = tl.arange(0, STEP), tl.arange(0, 2 * STEP)
     is_slot = slot < num_slots
     half = basis + step[:, None] * (2 * STEP) + column[None, :]

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.memory.slots import Slots, vacant_slots
+from workers.memory.slots import Slots, stored_bytes, vacant_slots
 
 
 class Paid(NamedTuple):
@@ -168,7 +168,7 @@ class PackedSlots:
     @property
     def state_bytes(self) -> int:
         """Bytes of what the memory adds: positions, traces, attention that it is yet to be told, where lanes begin."""
-        recent = sum(rows.nbytes for rows in self.recent)
+        recent = stored_bytes(self.recent)
         return self.positions.nbytes + self.trace.nbytes + recent + self.starts.nbytes + self.tail.state_bytes
 
     @property

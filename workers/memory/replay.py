@@ -8,6 +8,7 @@ those are full or an update is due, the next token is decoded plainly or another
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -21,10 +22,13 @@ from workers.memory.recording import cuda_graph
 from workers.memory.slots import Slots
 
 PLAIN_TOKENS = 1
-"""Tokens that are decoded plainly first: kernels are compiled then, which cannot be recorded. Recording the next one
-costs half as much again as decoding it, and many answers are of one token."""
+"""Tokens that are decoded plainly first, which the device may need to get ready. Recording the next one costs half as
+much again as decoding it, and many answers are of one token."""
 LEAST_PLACES = 128
 """Open places at least, or a 32nd of what a layer holds."""
+
+_unrecordable: WeakSet[PreTrainedModel] = WeakSet()
+"""Models that do what cannot be recorded, such as to ask the device which experts."""
 
 Call = Callable[[], Tensor]
 Recorder = Callable[[Call], Call]
@@ -44,6 +48,8 @@ class Decoder:
         self._model, self._cache = model, cache
         is_on_one = len(set(getattr(model, "hf_device_map", {}).values())) < 2
         self._recorder = recorder or (cuda_graph if model.device.type == "cuda" and is_on_one else None)
+        if model in _unrecordable:
+            self._recorder = None
         self._recording: _Recording | None = None
         self._num_decoded = 0
 
@@ -79,14 +85,14 @@ class Decoder:
         return not is_padded and all(can_open(layer.held, layer.options) for layer in self._cache.layers)
 
     def _recorded(self, recorder: Recorder) -> _Recording | None:
-        """None, for good, where the model does what cannot be recorded, such as to ask the device which experts."""
-        recording = _Recording(self._model, self._cache)
+        """None, for good, where that cannot be done."""
         try:
+            recording = _Recording(self._model, self._cache)
             recording.record(recorder)
-        except RuntimeError:
+        except RuntimeError as error:
             self._recorder = None
-            drop_staged_layer()
-            self._cache.is_torn = False
+            if not isinstance(error, torch.OutOfMemoryError):
+                _unrecordable.add(self._model)
             return None
         return recording
 
@@ -117,7 +123,17 @@ class _Recording:
 
     def record(self, recorder: Recorder) -> None:
         """Record the call of a token."""
-        self._call = recorder(self._run)
+        self._aim()
+        try:
+            self._call = recorder(self._run)
+        except RuntimeError:  # older drivers load no kernel while a call is recorded: it is made once, which loads all
+            self._run()
+            self._call = recorder(self._run)
+
+    def _aim(self) -> None:
+        """Where the next token goes."""
+        self._places.token.fill_(self._open[0].num_taken)
+        self._places.row.fill_(self._open[0].held.num_recent)
 
     def can_go_on(self) -> bool:
         """Whether there is room, and nobody else has fed the cache since."""
@@ -132,8 +148,7 @@ class _Recording:
             self._positions.fill_(self._cache.get_seq_length())
         else:
             self._positions.copy_(positions)
-        self._places.token.fill_(self._open[0].num_taken)
-        self._places.row.fill_(self._open[0].held.num_recent)
+        self._aim()
         logits = self._call().clone()
         self._account()
         return logits
@@ -147,6 +162,10 @@ class _Recording:
                 input_ids=self._ids, position_ids=self._positions, past_key_values=self._cache, use_cache=True
             ).logits[:, -1]
             return logits
+        except RuntimeError:
+            drop_staged_layer()
+            self._cache.is_torn = False  # nothing was taken in
+            raise
         finally:
             for layer in layers:
                 layer.open = None

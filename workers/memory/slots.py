@@ -5,6 +5,7 @@ Shapes: B rows, H KV heads, K slots, d head size, C trace channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -219,12 +220,17 @@ class Slots:
     def state_bytes(self) -> int:
         """Bytes of what the memory adds: positions, traces and attention that it is yet to be told."""
         positions = self.buffers[2] if self.buffers else self.positions
-        return positions.nbytes + self.trace.nbytes + sum(rows.nbytes for rows in self.recent)
+        return positions.nbytes + self.trace.nbytes + stored_bytes(self.recent)
 
     @property
     def token_state_bytes(self) -> int:
         """Bytes of a token's position, trace and untold attention, however it is stored beside others."""
         return 4 * (1 + self.trace.shape[-1] + self.num_recent)
+
+
+def stored_bytes(parts: Sequence[Tensor]) -> int:
+    """Of what is behind tensors that may be views of something larger, of which a call that is replayed writes rows."""
+    return sum({part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}.values())
 
 
 def _alignment(counts: Tensor) -> tuple[tuple[int, ...], int]:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from tests.workers.memory.test_replay import Counted, again, decoded, require_equal
+from tests.workers.memory.test_replay import Counted, decoded, require_equal
 from tests.workers.memory.tiny import drive, held_positions, largest_difference, random_ids
-from workers.memory import ahead
+from workers.memory import ahead, features
 from workers.memory.attention import memory_attached
 from workers.memory.features import SpectralSums
 from workers.memory.memory import LayerView
@@ -114,6 +114,34 @@ def test_attention_that_is_given_is_observed(num_queries, is_by_channel):
     assert fused_attention.can_observe(trace, attention, SETTINGS)
     assert not fused_attention.can_observe(trace, attention[:, :, 1:], SETTINGS)
     assert apart(fused_attention.observe(trace, attention, SETTINGS), sums.trace) < 1e-6
+
+
+@torch.no_grad()
+def test_the_packed_tokens_of_a_layer_may_be_millions(monkeypatch):
+    """They are slots of one lane: CUDA's limit of 65,535 is on the second side of a grid."""
+    grids = []
+
+    class Noted:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *_given, **_named: None
+
+    monkeypatch.setattr(fused_attention, "_observe_rows", Noted())
+    monkeypatch.setattr(fused_attention, "_basis", lambda *_: None)
+    trace = torch.zeros(1, 1, 1, SETTINGS.num_bins + SETTINGS.hop, device="meta").expand(-1, -1, 5_000_000, -1)
+    fused_attention.observe(trace, torch.zeros(1, 1, 16, 1, device="meta").expand(-1, -1, -1, 5_000_000), SETTINGS)
+    assert grids == [(78_125, 1)]
+
+
+def test_what_is_given_is_observed_by_the_kernel_where_it_serves(monkeypatch):
+    seen, observe = [], fused_attention.observe
+    monkeypatch.setattr("workers.memory.kernels.can_run", lambda _: True)
+    monkeypatch.setattr(fused_attention, "observe", lambda *given: seen.append(1) or observe(*given))
+    trace = torch.zeros(1, 1, 5, SETTINGS.num_bins + SETTINGS.hop, device=DEVICE)
+    with torch.no_grad():
+        for num_queries in (16, 7):
+            features.observe(trace, torch.zeros(1, 1, num_queries, 5, device=DEVICE), SETTINGS)
+    assert len(seen) == 1
 
 
 def plain_token(query: Tensor, slots: Slots, scaling: float, hidden: int) -> tuple[Tensor, Tensor]:
@@ -381,7 +409,8 @@ def test_tokens_are_decoded_as_without_kernels(heads, monkeypatch):
     settings = NammSettings(update_every=32, heads=heads)
     genome = 0.5 * torch.randn(1, settings.genome_size, generator=torch.Generator().manual_seed(2))
     memory = Namm(settings, genome.to(DEVICE), Normalisation((0.02,) * settings.num_bins, (0.001,) * settings.num_bins))
-    model, ids, counted = wide_model(), random_ids(1, 82).to(DEVICE), Counted(cuda_graph if HAS_DEVICE else again)
+    model, ids = wide_model(), random_ids(1, 82).to(DEVICE)
+    counted = Counted(cuda_graph if HAS_DEVICE else lambda call: call)
     monkeypatch.setattr("workers.memory.kernels.can_run", lambda _: False)
     expected = decoded(model, memory, ids, 46, None)
     monkeypatch.setattr("workers.memory.kernels.can_run", lambda _: True)

@@ -10,7 +10,8 @@ import torch
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel, TextStreamer
 
 from namm import Memory
-from tests.workers.memory.test_replay import Counted, again, gpu
+from tests.workers.memory.emulated_graph import emulated_graph
+from tests.workers.memory.test_replay import ASKING, WINDOWED, Counted, gpu
 from tests.workers.memory.tiny import random_genomes, random_ids, tiny_model, tiny_normalisation, tiny_settings
 from tests.workers.memory.zoo import ARCHITECTURES, zoo_model
 from workers.memory import generation
@@ -49,13 +50,14 @@ def require_the_same(model: PreTrainedModel, memory: Memory, recorder, ids: torc
 @pytest.mark.parametrize("heads", ["even", "ragged"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_tokens_are_those_of_generate(heads, rows):
-    counted = require_the_same(tiny_model(), a_memory(heads), again, random_ids(rows, 50))
+    counted = require_the_same(tiny_model(), a_memory(heads), emulated_graph, random_ids(rows, 50))
     assert counted.calls == 30 - 1 - 1 - 1  # the prompt gives the first, one is fed plainly, one brings an update
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture(name):
-    require_the_same(zoo_model(name), a_memory("even"), again, random_ids(1, 50))
+    counted = require_the_same(zoo_model(name), a_memory("even"), emulated_graph, random_ids(1, 50))
+    assert counted.calls or name in {*WINDOWED, "gpt2"}
 
 
 def test_a_padded_batch_is_fed_plainly():
@@ -63,7 +65,7 @@ def test_a_padded_batch_is_fed_plainly():
     mask = torch.ones_like(ids)
     mask[1, :9] = 0
     expected = model.generate(ids, attention_mask=mask, past_key_values=memory.cache(model), **PLAIN)
-    ours, _, counted = generated(model, memory, again, ids, attention_mask=mask, **PLAIN)
+    ours, _, counted = generated(model, memory, emulated_graph, ids, attention_mask=mask, **PLAIN)
     assert ours.tolist() == expected.tolist()
     assert counted.recordings == 0
 
@@ -71,7 +73,7 @@ def test_a_padded_batch_is_fed_plainly():
 def test_what_generate_can_do_it_can_do(monkeypatch):
     """Sampling, several texts of one prompt, logits beside them, a streamer, a second turn: by the public method."""
     monkeypatch.setattr(generation, "Decoder", lambda model, cache, _: Decoder(model, cache, counted))
-    model, memory, said, counted = tiny_model(), a_memory(), [], Counted(again)
+    model, memory, said, counted = tiny_model(), a_memory(), [], Counted(emulated_graph)
     ids, options = (
         random_ids(1, 40),
         {"do_sample": True, "top_p": 0.9, "num_return_sequences": 2, "output_logits": True},
@@ -103,7 +105,7 @@ def test_what_generate_can_do_it_can_do(monkeypatch):
 def test_what_is_asked_beyond_logits_is_fed_plainly():
     model, memory, ids = tiny_model(), a_memory(), random_ids(1, 40)
     options = {"return_dict_in_generate": True, "output_hidden_states": True, **PLAIN}
-    ours, _, counted = generated(model, memory, again, ids, **options)
+    ours, _, counted = generated(model, memory, emulated_graph, ids, **options)
     assert len(ours.hidden_states) == 30
     assert counted.recordings == 0
 
@@ -111,7 +113,7 @@ def test_what_is_asked_beyond_logits_is_fed_plainly():
 def test_positions_that_are_given_are_used():
     model, memory, ids = tiny_model(), a_memory(), random_ids(1, 48)
     found = []
-    for recorder in (None, again):
+    for recorder in (None, emulated_graph):
         cache = memory.cache(model)
         twin = replaying(model, cache, recorder)
         logits = [twin(input_ids=ids[:, :40], past_key_values=cache, use_cache=True).logits[:, -1]]
@@ -130,7 +132,7 @@ def test_the_model_is_its_own_and_nothing_is_left_behind():
     model, memory = tiny_model(), a_memory()
     members = set(vars(model))
     cache = memory.cache(model)
-    twin = replaying(model, cache, again)
+    twin = replaying(model, cache, emulated_graph)
     assert isinstance(twin, type(model))
     assert twin.model is model.model
     twin.generate(random_ids(1, 40), past_key_values=cache, **PLAIN)
@@ -169,4 +171,5 @@ class TestOnAnAccelerator:
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_every_architecture(self, name):
-        require_the_same(zoo_model(name).cuda(), a_memory("even"), cuda_graph, random_ids(1, 50).cuda())
+        counted = require_the_same(zoo_model(name).cuda(), a_memory("even"), cuda_graph, random_ids(1, 50).cuda())
+        assert counted.calls or name in WINDOWED | ASKING

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.workers.memory.emulated_graph import emulated_graph
+from tests.workers.memory.test_bytes import storage_bytes
 from tests.workers.memory.tiny import (
-    NUM_LAYERS,
     held_positions,
     largest_difference,
     random_ids,
@@ -18,10 +19,11 @@ from tests.workers.memory.tiny import (
 )
 from tests.workers.memory.zoo import ARCHITECTURES, zoo_model
 from workers.decoding import prefill
+from workers.memory import replay
 from workers.memory.attention import memory_attached
 from workers.memory.cache import MemoryCache
 from workers.memory.memory import KeepAll, Memory
-from workers.memory.open_slots import OpenSlots
+from workers.memory.recording import cuda_graph
 from workers.memory.replay import PLAIN_TOKENS, Call, Decoder, Recorder
 
 MEMORIES = {  # for one text a genome: rows of even heads that hold different numbers are packed
@@ -33,12 +35,11 @@ MEMORIES = {  # for one text a genome: rows of even heads that hold different nu
     "recent": rival("recent", 9, update_every=32),
     "full": KeepAll(),
 }
+WINDOWED = {"mistral-window", "gemma2", "gemma3", "phi3-window", "gpt-oss"}
+"""Architectures with sliding windows, for which there are no open places."""
+ASKING = {"gpt2", "mixtral", "qwen3-moe"}
+"""Those that may ask an accelerator for something, as their version has it."""
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no accelerator")]
-
-
-def again(call: Call) -> Call:
-    """In the place of a graph: the call itself, which must then do all anew that a graph would."""
-    return call
 
 
 def refused(_call: Call) -> Call:
@@ -90,6 +91,8 @@ def require_equal(ours: tuple[Tensor, MemoryCache], theirs: tuple[Tensor, Memory
     assert torch.equal(ours[1].meter.area, theirs[1].meter.area)
     assert torch.equal(ours[1].meter.peak, theirs[1].meter.peak)
     assert torch.equal(ours[1].row_state_bytes(), theirs[1].row_state_bytes())
+    for cache in (ours[1], theirs[1]):
+        assert storage_bytes(cache) == cache.cache_bytes + cache.state_bytes
 
 
 @pytest.mark.parametrize("prompt", [34, 40, 63])
@@ -97,13 +100,13 @@ def require_equal(ours: tuple[Tensor, MemoryCache], theirs: tuple[Tensor, Memory
 def test_a_replayed_token_is_a_plain_one(name, prompt):
     memory, model = MEMORIES[name], tiny_model()
     ids = random_ids(memory.num_genomes, 108, seed=3)
-    counted = Counted(again)
+    counted = Counted(emulated_graph)
     require_equal(decoded(model, memory, ids, prompt, counted), decoded(model, memory, ids, prompt, None))
     assert counted.calls > 20
 
 
 def test_an_update_is_never_replayed():
-    memory, counted = MEMORIES["namm-often"], Counted(again)
+    memory, counted = MEMORIES["namm-often"], Counted(emulated_graph)
     decoded(tiny_model(), memory, random_ids(1, 104), 40, counted)
     updates, tokens = (104 - 40) // 8, 104 - 40
     assert counted.calls == tokens - updates - PLAIN_TOKENS
@@ -116,7 +119,9 @@ def test_every_architecture_is_replayed_or_decoded_plainly(name, dtype):
     memory, model = MEMORIES["namm"], zoo_model(name).to(dtype)
     bound = 2e-5 if dtype == torch.float32 else 0.05
     ids = random_ids(1, 62, seed=3)
-    ours, theirs = (decoded(model, memory, ids, 40, recorder) for recorder in (again, None))
+    counted = Counted(emulated_graph)
+    ours, theirs = (decoded(model, memory, ids, 40, recorder) for recorder in (counted, None))
+    assert counted.calls == (0 if name in WINDOWED else 62 - 40 - PLAIN_TOKENS)
     if dtype == torch.float32:
         require_equal(ours, theirs, bound)
     assert largest_difference(ours[0].float(), theirs[0].float()) < bound
@@ -126,7 +131,46 @@ def test_what_cannot_be_recorded_is_decoded_plainly():
     memory, model, ids = MEMORIES["namm"], tiny_model(), random_ids(1, 100)
     counted = Counted(refused)
     require_equal(decoded(model, memory, ids, 40, counted), decoded(model, memory, ids, 40, None), 1e-7)
-    assert counted.recordings == 1  # and it is not tried again
+    assert counted.recordings == 2  # at once, and never again, for this text or another
+    require_equal(decoded(model, memory, ids, 40, counted), decoded(model, memory, ids, 40, None), 1e-7)
+    assert counted.recordings == 2
+
+
+def test_what_was_only_new_to_the_device_is_recorded_at_the_second_try():
+    """Where a driver does not load kernels while it records, the call is made once in between."""
+    memory, model, ids, tries = MEMORIES["ragged"], tiny_model(), random_ids(1, 60), []
+
+    def recorder(call: Call) -> Call:
+        tries.append(call)
+        return refused(call) if len(tries) == 1 else emulated_graph(call)
+
+    counted = Counted(recorder)
+    require_equal(decoded(model, memory, ids, 40, counted), decoded(model, memory, ids, 40, None))
+    assert (counted.recordings, counted.calls) == (2, 19)
+
+
+def test_a_lack_of_room_is_of_this_text_only(monkeypatch):
+    def full(*_given, **_named):
+        raise torch.OutOfMemoryError("there is no room")
+
+    memory, model, ids, counted = MEMORIES["namm"], tiny_model(), random_ids(1, 60), Counted(emulated_graph)
+    with monkeypatch.context() as patched:
+        patched.setattr(replay, "opened", full)
+        require_equal(decoded(model, memory, ids, 40, counted), decoded(model, memory, ids, 40, None), 1e-7)
+    assert counted.recordings == 0
+    decoded(model, memory, ids, 40, counted)
+    assert counted.recordings > 0
+
+
+def test_nothing_is_replayed_where_a_gradient_is_wanted():
+    memory, model, counted = MEMORIES["ragged"], tiny_model(), Counted(emulated_graph)
+    with memory_attached(model, memory) as cache, torch.no_grad():
+        prefill(model, cache, random_ids(1, 40))
+        decoder = Decoder(model, cache, counted)
+        decoder(random_ids(1, 1))
+        with torch.enable_grad():
+            assert decoder(random_ids(1, 1)).requires_grad
+        assert counted.recordings == 0
 
 
 @torch.inference_mode()
@@ -134,7 +178,7 @@ def test_another_hand_may_feed_the_cache_in_between():
     memory, model, ids = MEMORIES["namm"], tiny_model(), random_ids(1, 60)
     with memory_attached(model, memory) as cache:
         prefill(model, cache, ids[:, :33])
-        decoder, logits = Decoder(model, cache, again), []
+        decoder, logits = Decoder(model, cache, emulated_graph), []
         for place, token in enumerate(ids[:, 33:].split(1, dim=1)):
             plainly = place in (9, 10, 20)
             call = model(input_ids=token, past_key_values=cache).logits[:, -1] if plainly else decoder(token)
@@ -148,7 +192,7 @@ def test_open_places_are_no_tokens():
     memory, model, ids = MEMORIES["namm"], tiny_model(), random_ids(1, 60)
     with memory_attached(model, memory) as cache:
         prefill(model, cache, ids[:, :33])
-        decoder = Decoder(model, cache, again)
+        decoder = Decoder(model, cache, emulated_graph)
         for token in ids[:, 33:43].split(1, dim=1):
             decoder(token)
         assert cache.get_seq_length() == 43
@@ -160,26 +204,6 @@ def test_open_places_are_no_tokens():
         assert cache.spare_bytes > 0
 
 
-def test_the_recorded_call_reads_nothing_that_the_host_knows(monkeypatch):
-    """A graph repeats what was launched: with any host's number in it, another place would be written."""
-    seen: list[int] = []
-    attend = OpenSlots.attend
-
-    def told_nothing(self, query, key, value, options):
-        seen.append(self.held.num_slots)
-        known = self.held
-        self.held = type("Blind", (), {"buffers": known.buffers})()
-        try:
-            return attend(self, query, key, value, options)
-        finally:
-            self.held = known
-
-    monkeypatch.setattr(OpenSlots, "attend", told_nothing)
-    memory, model, ids = MEMORIES["namm"], tiny_model(), random_ids(1, 60)
-    require_equal(decoded(model, memory, ids, 33, again), decoded(model, memory, ids, 33, None))
-    assert len(seen) > 20 * NUM_LAYERS
-
-
 class TestOnAnAccelerator:
     """Real graphs."""
 
@@ -187,18 +211,22 @@ class TestOnAnAccelerator:
 
     @pytest.mark.parametrize("name", MEMORIES)
     def test_a_graph_is_a_plain_call(self, name):
-        self.require_graphs(tiny_model(), MEMORIES[name], 108)
+        """Heads of eight channels are none for kernels, without which packed tokens are decoded plainly."""
+        counted = self.require_graphs(tiny_model(), MEMORIES[name], 108)
+        assert counted.calls or name in ("block", "ragged")
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_every_architecture(self, name):
-        self.require_graphs(zoo_model(name), MEMORIES["namm"], 62)
+        counted = self.require_graphs(zoo_model(name), MEMORIES["namm"], 62)
+        assert counted.calls or name in WINDOWED | ASKING
 
     @torch.inference_mode()
-    def require_graphs(self, model, memory, tokens):
+    def require_graphs(self, model, memory, tokens) -> Counted:
         model, ids = model.cuda(), random_ids(memory.num_genomes, tokens, seed=3).cuda()
         memory = memory if not hasattr(memory, "with_genome") else memory.with_genome(memory._genomes.cuda())
         with memory_attached(model, memory) as cache:
             logits = [prefill(model, cache, ids[:, :40])]
-            decoder = Decoder(model, cache)
+            decoder = Decoder(model, cache, counted := Counted(cuda_graph))
             logits += [decoder(token) for token in ids[:, 40:].split(1, dim=1)]
         require_equal((torch.stack(logits, dim=1), cache), decoded(model, memory, ids, 40, None), 1e-4)
+        return counted
