@@ -310,7 +310,7 @@ class MemoryCache(Cache):
 
     @property
     def spare_bytes(self) -> int:
-        """Bytes of ``cache_bytes`` that are room for tokens to come: a 32nd, but at least 32, or 128 of replayed ones."""
+        """Bytes of ``cache_bytes`` that are room for tokens to come: a 32nd, but at least 32, or 128 to replay."""
         return sum(held.spare_bytes for layer in self.layers for held in layer.cohorts.values())
 
     @property
