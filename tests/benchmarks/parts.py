@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from workers.memory import ahead, attention, folded_scorer, namm, watching
+from workers.memory import ahead, attention, cpu_attention, folded_scorer, namm, watching
 from workers.memory.features import SpectralSums
 from workers.memory.meter import Meter
 from workers.memory.open_slots import OpenPacked, OpenSlots
@@ -32,8 +32,11 @@ PARTS: dict[str, list[Wrapped]] = {
         (watching, "attend_unwatched"),
         (OpenPacked, "attend"),
         (OpenSlots, "attend"),
+        (cpu_attention, "attend_and_observe"),  # what it sets up for the spectrum included
     ],
     "features": [
+        (cpu_attention._Tile, "observe"),
+        *((cpu_attention._Work, name) for name in ("begin", "end")),
         (SpectralSums, "__init__"),
         (SpectralSums, "take_in"),
         (namm.Namm, "features"),

@@ -128,7 +128,7 @@ def _fold_frames(rows: Tensor, frames: int, average: Tensor, decay: float, room:
     overlapping = rows.as_strided((frames, 2 * hop, columns), (hop * columns, columns, 1))
     basis = spectrum_basis(2 * hop, rows.device)
     spectra = _magnitudes(torch.bmm(basis.expand(frames, -1, -1), overlapping, out=room.shaped(*overlapping.shape)))
-    weights = _frame_weights(frames, decay, rows.device)
+    weights = frame_weights(frames, decay, rows.device)
     average.mul_(decay**frames).add_(torch.mm(weights, spectra.flatten(1)).view(bins, columns))
 
 
@@ -141,13 +141,22 @@ def _fold_lanes(rows: Tensor, frames: int, average: Tensor, decay: float) -> Non
         average.mul_(decay).add_(spectra, alpha=1.0 - decay)
 
 
+def spectrum_parts(spectra: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of spectra ``[..., 2 * hop, c]``: real parts, those of bins that have imaginary ones too, and these."""
+    hop = spectra.shape[-2] // 2
+    return spectra[..., : hop + 1, :], spectra[..., 1:hop, :], spectra[..., hop + 1 :, :]
+
+
+def rooted(real: Tensor, inner: Tensor, imaginary: Tensor) -> Tensor:
+    """Magnitudes ``[..., bins, c]`` in the place of the real parts, from what :func:`spectrum_parts` gives."""
+    torch.addcmul(_least_power(real.device).to(real.dtype), real, real, out=real)
+    inner.addcmul_(imaginary, imaginary)
+    return real.sqrt_()
+
+
 def _magnitudes(spectra: Tensor) -> Tensor:
     """Of spectra ``[..., 2 * hop, c]``, real parts before imaginary ones, to ``[..., bins, c]``, in their place."""
-    hop = spectra.shape[-2] // 2
-    real, imaginary = spectra[..., : hop + 1, :], spectra[..., hop + 1 :, :]
-    power = torch.addcmul(_least_power(spectra.device).to(spectra.dtype), real, real, out=real)
-    power[..., 1:hop, :].addcmul_(imaginary, imaginary)
-    return power.sqrt_()
+    return rooted(*spectrum_parts(spectra))
 
 
 @functools.lru_cache(maxsize=16)
@@ -157,7 +166,7 @@ def _least_power(device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _frame_weights(frames: int, decay: float, device: torch.device) -> Tensor:
+def frame_weights(frames: int, decay: float, device: torch.device) -> Tensor:
     """Of consecutive frames in the moving average, float32 ``[1, frames]``."""
     powers = decay ** torch.arange(frames - 1, -1, -1, dtype=torch.float64)
     return ((1.0 - decay) * powers).to(torch.float32).to(device)[None]

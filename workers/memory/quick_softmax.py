@@ -51,8 +51,14 @@ def exponentiated(scores: Tensor, visible: Tensor | None, slots: slice) -> Tenso
     if visible is not None:
         scores[..., slots].mul_(visible)
     sums = scores.sum(-1, keepdim=True)
-    least, most = torch.aminmax(sums)
-    return sums if float(least) > SMALLEST_SUM and float(most) < LARGEST_SUM else None  # a NaN is neither
+    return None if usable_bounds(sums) is None else sums
+
+
+def usable_bounds(sums: Tensor) -> tuple[float, float] | None:
+    """The least and the greatest sum, or None where exponentials were beyond float32."""
+    bounds = torch.aminmax(sums)
+    least, most = bounds.min.item(), bounds.max.item()
+    return (least, most) if least > SMALLEST_SUM and most < LARGEST_SUM else None  # a NaN is neither
 
 
 def multiplied(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:

@@ -1,8 +1,9 @@
 """A memory watches attention: the seam where something faster takes the place of plain torch.
 
 :func:`watch` is all that the rest of the project calls. It hands the queries of a block to the kernels of
-``fused_attention.py`` where these can serve them, or else to ``tiled_attention.py``, plain torch on any device; single
-tokens to ``token_attention.py``; and those of a memory that does not read attention to torch's own fused attention.
+``fused_attention.py`` on an accelerator and to the loop of ``cpu_attention.py`` on a processor, where these can serve
+them, or else to ``tiled_attention.py``, plain torch on any device; single tokens to ``token_attention.py``; and those
+of a memory that does not read attention to torch's own fused attention.
 
 Shapes: B rows, H KV heads, r query heads per KV head, n queries, K slots, d head size.
 """
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
+from workers.memory import cpu_attention
 from workers.memory.features import SpectralSums
 from workers.memory.kernels import kernels_for
 from workers.memory.memory import Memory
@@ -48,10 +50,10 @@ def watch(
         held = held.with_recent(gathered.attention)
         return output, told(held, memory) if held.num_recent >= RIPE_ROWS else held
     spectrum = memory.spectrum
-    kernels = kernels_for(query, "fused_attention")
+    fused = kernels_for(query, "fused_attention") or cpu_attention
     held = told(held, memory) if held.recent else held
-    if spectrum is not None and kernels is not None and kernels.can_serve(query, held, options, spectrum):
-        output, trace = kernels.attend_and_observe(query, held, options, spectrum)
+    if spectrum is not None and fused.can_serve(query, held, options, spectrum):
+        output, trace = fused.attend_and_observe(query, held, options, spectrum)
         return output, held.with_trace(trace)
     slots = told(held, memory)
     if spectrum is not None:
