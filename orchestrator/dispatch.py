@@ -19,8 +19,8 @@ UNITS_IN_FLIGHT = 2
 DEATHS_PER_UNIT = 2
 """Workers that may die with a unit in work before the unit is blamed.
 
-Losses of whole machines do not count, and two copies that were there at the same time count once: what kills several
-workers at a time may have met both.
+Losses of whole machines do not count, nor does a second copy that was out when a death was counted: what kills several
+workers at a time may have met both. A worker that was stopped over the unit counts in any case.
 """
 
 LOSSES_PER_UNIT = 8
@@ -62,6 +62,8 @@ class WorkerLost:
     message: str
     with_its_machine: bool = False
     """Whether its whole machine went: hardly the unit's doing."""
+    was_stopped: bool = False
+    """Whether it was stopped because the unit took too long: surely the unit's doing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +265,8 @@ class Dispatch:
         record = self._records[key]
         record.story.append(f"worker {event.worker} was lost: {event.message}")
         record.num_losses += 1
-        if not event.with_its_machine and event.worker not in record.excused:
+        is_excused = event.worker in record.excused and not event.was_stopped
+        if not event.with_its_machine and not is_excused:
             record.num_deaths += 1
             record.excused.update(self._holders(key))
 

@@ -348,7 +348,8 @@ class RayFleet(DispatchedFleet):
         if call.key is not None:
             if place.is_overdue:
                 limit = self._cluster.unit_timeout_seconds
-                return WorkerLost(call.worker, f"stopped after {limit:g} s (cluster.unit_timeout_seconds)")
+                reason = f"stopped after {limit:g} s (cluster.unit_timeout_seconds)"
+                return WorkerLost(call.worker, reason, was_stopped=True)
             # Ray may be gone itself while it is drained, and blaming a unit makes no difference then.
             was_there = not self._is_drain_asked and fleet_cluster.is_alive(place.machine)
             return WorkerLost(call.worker, told(error), with_its_machine=not was_there)

@@ -240,6 +240,18 @@ def test_two_copies_that_go_down_together_are_one_death(dispatching):
     assert dispatch.handle(UnitScored(2, "a")) == [Finished()]
 
 
+def test_two_copies_that_both_take_too_long_are_two_deaths(dispatching):
+    """Each worker was stopped over the unit itself: that was no chance."""
+    dispatch = dispatching("ab")
+    dispatch.handle(WorkerReady(0))
+    dispatch.handle(WorkerReady(1))
+    dispatch.handle(UnitSlow("a"))
+    dispatch.handle(UnitScored(1, "b"))
+    dispatch.handle(WorkerLost(0, "stopped", was_stopped=True))
+    commands = dispatch.handle(WorkerLost(1, "stopped", was_stopped=True))
+    assert [type(command) for command in commands] == [Replace, Quarantine, Finished]
+
+
 def test_a_unit_that_kills_another_worker_after_both_that_held_it_is_set_aside(dispatching):
     dispatch = with_both_holders_lost(dispatching)
     dispatch.handle(WorkerReady(2))

@@ -54,10 +54,10 @@ def attend_token(
     rows, heads, num_slots, size = keys.shape
     lanes, group, width = rows * heads, query.shape[1] // heads, values.shape[-1]
     tile = min(TILE, TILE_BYTES // (max(size, width) * keys.element_size()))
-    num_packed, longest, before, starts = 0, 0, (keys, values), query
+    num_packed, longest, front = 0, 0, (keys, values, keys)  # of which nothing is read then
     if packed is not None:
         num_packed, longest = packed.keys.shape[0], triton.cdiv(packed.longest, tile)
-        before, starts = (packed.keys, packed.values), packed.starts
+        front = (packed.keys, packed.values, packed.starts)
     tiles = longest + triton.cdiv(num_slots, tile)
 
     def floats(*shape: int) -> Tensor:
@@ -67,7 +67,7 @@ def attend_token(
     highest, total, mixed = floats(lanes, group, tiles), floats(lanes, group, tiles), floats(lanes, group, tiles, width)
     shape = {"GROUP": group, "TILE": tile, "VALUES": width, "IS_PACKED": packed is not None, "num_warps": 4}
     _attend_tile[(tiles, lanes)](
-        query.contiguous(), keys, values, keys if hidden is None else hidden, *before, starts,
+        query.contiguous(), keys, values, keys if hidden is None else hidden, *front,
         scores, highest, total, mixed, *keys.stride()[:3], *values.stride()[:3],
         heads, num_slots, 0 if hidden is None else len(hidden), num_packed, longest, tiles, scaling * LOG2_E,
         MEMBERS=max(SMALLEST_PRODUCT, triton.next_power_of_2(group)), SIZE=size, IS_HIDING=hidden is not None,
@@ -76,7 +76,7 @@ def attend_token(
     output = query.new_empty(rows, heads * group, 1, width)
     paid, packed_paid = floats(rows, heads, 1, num_slots), floats(1, num_packed)
     _join_tiles[(tiles + group, lanes)](
-        scores, highest, total, mixed, starts, output, paid, packed_paid, num_slots, num_packed, longest, tiles,
+        scores, highest, total, mixed, front[2], output, paid, packed_paid, num_slots, num_packed, longest, tiles,
         MEMBERS=triton.next_power_of_2(group), TILES=triton.next_power_of_2(tiles), TOGETHER=TOGETHER, **shape,
     )  # fmt: skip
     return output, paid, packed_paid if packed is not None else None
@@ -84,7 +84,7 @@ def attend_token(
 
 @triton.jit
 def _place(starts, tile, lane, longest, num_slots, IS_PACKED: tl.constexpr, TILE: tl.constexpr):
-    """Of a tile of a lane: whether it is of packed tokens, its first token or slot there, and how many it has."""
+    """Of a tile of a lane: whether it is of packed tokens, its first token or slot there, and how many are left."""
     is_packed = tile < longest
     first, stop = (tile - longest) * TILE, num_slots
     if IS_PACKED:
@@ -127,8 +127,8 @@ def _attend_tile(
     is_seen = is_token
     if IS_HIDING:
         place = token - (num_slots - num_hidden)
-        is_open = tl.load(hidden + place, mask=is_token & (place >= 0) & (is_packed == 0), other=0)
-        is_seen = is_seen & (is_open == 0)
+        is_hidden = tl.load(hidden + place, mask=is_token & (place >= 0) & (is_packed == 0), other=0)
+        is_seen = is_seen & (is_hidden == 0)
     score = tl.where(is_seen[None, :], score, float("-inf"))
     most = tl.max(score, 1)
     safe = tl.where(most == float("-inf"), 0.0, most)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from workers.memory.cache import MemoryCache
+from workers.memory.hooks import is_ours
 from workers.memory.replay import Decoder, Recorder
 
 REPLAYED_ARGUMENTS = frozenset(
@@ -28,14 +29,17 @@ REPLAYED_ARGUMENTS = frozenset(
 def replaying(model: PreTrainedModel, cache: MemoryCache, recorder: Recorder | None = None) -> PreTrainedModel:
     """A twin of ``model`` to generate with under ``cache``, which is one of its own; ``recorder`` as of a decoder.
 
-    Given back as it is: a compiled model, which has its own way to be fast, and one that reads more than text, where
-    the position of a token may depend on what was read before.
+    Given back as it is: a compiled model, which has its own way to be fast; one that reads more than text, where the
+    position of a token may depend on what was read before; and one with somebody's forward hooks, which a replayed call
+    would pass over.
     """
-    if not isinstance(model, PreTrainedModel) or _is_compiled(model) or _reads_more_than_text(model):
+    if not isinstance(model, PreTrainedModel) or _is_compiled(model):
+        return model
+    if _reads_more_than_text(model) or _has_hooks(model):
         return model
     twin: PreTrainedModel = object.__new__(_twin_class(type(model)))  # type: ignore[arg-type]  # classes are hashable
     object.__setattr__(twin, "__dict__", model.__dict__)
-    object.__setattr__(twin, "_told", (model, cache, Decoder(model, cache, recorder)))
+    object.__setattr__(twin, "_replays", (model, cache, Decoder(model, cache, recorder)))
     return twin
 
 
@@ -47,19 +51,28 @@ def _reads_more_than_text(model: PreTrainedModel) -> bool:
     return model.config.get_text_config(decoder=True) is not model.config
 
 
+def _has_hooks(model: PreTrainedModel) -> bool:
+    """Other than a memory's, which are on the model itself and do nothing that a replayed call needs."""
+    return any(
+        not is_ours(hook)
+        for module in model.modules()
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    )
+
+
 @functools.cache
 def _twin_class(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """A class that is ``kind`` in everything else."""
 
     def call(twin: Any, *arguments: Any, **named: Any) -> Any:
-        model, cache, decoder = twin._told
+        model, cache, decoder = twin._replays
         if not arguments and _is_of_a_token(named, cache):
             logits = decoder.replayed(named["input_ids"], named.get("position_ids"))
             if logits is not None:
                 return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
         return model(*arguments, **named)
 
-    return type(kind.__name__, (kind,), {"__slots__": ("_told",), "__call__": call, "__module__": kind.__module__})
+    return type(kind.__name__, (kind,), {"__slots__": ("_replays",), "__call__": call, "__module__": kind.__module__})
 
 
 def _is_of_a_token(named: Mapping[str, Any], cache: MemoryCache) -> bool:

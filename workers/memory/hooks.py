@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch.utils.hooks import RemovableHandle
@@ -87,6 +87,11 @@ class _Visit:
         drop_staged_layer()
         if (cache := self._cache()) is not None:
             cache.is_open = False
+
+
+def is_ours(hook: Callable[..., Any]) -> bool:
+    """Whether a forward hook is there for a memory's cache."""
+    return hook is require_use_cache or isinstance(getattr(hook, "__self__", None), _Visit)
 
 
 def _forget(visit: _Visit, model_reference: weakref.ref[PreTrainedModel], handles: Sequence[RemovableHandle]) -> None:

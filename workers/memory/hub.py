@@ -32,7 +32,7 @@ def generate(model, memory="{repo_id}", **arguments):
     """``model.generate`` under a memory: its hub id, its folder, or the memory itself."""
     if isinstance(memory, str):
         memory = Memory.from_pretrained(memory)
-    return memory.generate(model, **{**arguments, "past_key_values": None})
+    return memory.generate(model, **arguments)
 '''
 
 

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save
 from workers.memory import hub
 from workers.memory.build import build_memory
 from workers.memory.card import MARK, card
-from workers.memory.errors import MemoryFileError
+from workers.memory.errors import MemoryFileError, UnsupportedUseError
 from workers.memory.memory import Memory
 from workers.memory.specs import NammSettings, NammSpec, Normalisation
 
@@ -95,12 +95,20 @@ class PretrainedMemory:
         Args:
             model: the model.
             inputs: of its ``generate``.
-            past_key_values: a cache of this model to go on with; None for a new one.
+            past_key_values: a memory's cache of this model to go on with; None for a new one.
             options: of its ``generate``.
+
+        Raises:
+            UnsupportedUseError: another cache, or a use that no memory can serve.
         """
+        from workers.memory.cache import MemoryCache
         from workers.memory.generation import replaying
 
         cache = self.cache(model) if past_key_values is None else past_key_values
+        if not isinstance(cache, MemoryCache):
+            raise UnsupportedUseError(
+                f"past_key_values is a {type(cache).__name__}, which forgets nothing: give memory.cache(model), or none"
+            )
         return replaying(model, cache).generate(*inputs, past_key_values=cache, **options)
 
     def attached(self, model: PreTrainedModel) -> AbstractContextManager[MemoryCache]:

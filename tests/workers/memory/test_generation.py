@@ -7,7 +7,14 @@ import weakref
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel, TextStreamer
+from transformers import (
+    CLIPVisionConfig,
+    DynamicCache,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    TextStreamer,
+)
 
 from namm import Memory
 from tests.workers.memory.emulated_graph import emulated_graph
@@ -138,9 +145,58 @@ def test_the_model_is_its_own_and_nothing_is_left_behind():
     twin.generate(random_ids(1, 40), past_key_values=cache, **PLAIN)
     assert set(vars(model)) == members
     kept = weakref.ref(cache)
-    del twin, cache
-    gc.collect()
-    assert kept() is None
+    gc.disable()  # no cycle may keep a cache, of gigabytes, until the collector comes
+    try:
+        del twin, cache
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_calls_that_are_not_of_a_token_under_the_cache_reach_the_model():
+    model, memory, ids = tiny_model(), a_memory(), random_ids(1, 41)
+    cache, other = memory.cache(model), memory.cache(model)
+    counted = Counted(emulated_graph)
+    twin = replaying(model, cache, counted)
+    with torch.no_grad():
+        for one in (cache, other):
+            twin(input_ids=ids[:, :40], past_key_values=one, use_cache=True)
+        for at in range(3):
+            twin(input_ids=ids[:, at : at + 1], past_key_values=cache, use_cache=True)
+        calls = counted.calls
+        assert calls == 2
+        theirs = twin(input_ids=ids[:, :1], past_key_values=other, use_cache=True).logits
+        assert other.get_seq_length() == 41
+        assert torch.equal(theirs, memory_logits(model, memory, torch.cat([ids[:, :40], ids[:, :1]], 1)))
+        assert isinstance(twin(ids[:, :1]).logits, torch.Tensor)
+        assert isinstance(twin(input_ids=ids[:, :1], past_key_values=cache, return_dict=False), tuple)
+        with pytest.raises(UnsupportedUseError, match="use_cache"):
+            twin(input_ids=ids[:, :1], past_key_values=cache, use_cache=False)
+    assert counted.calls == calls
+
+
+def memory_logits(model: PreTrainedModel, memory: Memory, ids: torch.Tensor) -> torch.Tensor:
+    """Of the last token, fed by itself."""
+    cache = memory.cache(model)
+    model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
+    logits: torch.Tensor = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits
+    return logits
+
+
+def test_hooks_of_others_are_called_for_every_token():
+    model, memory, seen = tiny_model(), a_memory(), []
+    handle = model.model.layers[0].register_forward_hook(lambda *_: seen.append(1))
+    _, _, counted = generated(model, memory, emulated_graph, random_ids(1, 40), **PLAIN)
+    assert len(seen) == 30
+    assert counted.recordings == 0
+    handle.remove()
+    _, _, counted = generated(model, memory, emulated_graph, random_ids(1, 40), **PLAIN)
+    assert counted.calls > 20
+
+
+def test_another_cache_is_refused():
+    with pytest.raises(UnsupportedUseError, match=r"DynamicCache.*memory\.cache"):
+        a_memory().generate(tiny_model(), random_ids(1, 30), past_key_values=DynamicCache(), **PLAIN)
 
 
 def test_a_compiled_model_is_left_to_itself():

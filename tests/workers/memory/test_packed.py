@@ -13,7 +13,7 @@ from workers.memory.options import AttentionOptions
 from workers.memory.packed import PackedSlots, at_rest, joined, packed
 from workers.memory.slots import Slots
 from workers.memory.tiled_attention import WholeRows, attend
-from workers.memory.token_attention import attend_packed
+from workers.memory.token_attention import attend_packed, can_attend_packed
 
 AFTER = HELD + NEW
 OPTIONS = {
@@ -50,6 +50,15 @@ def test_a_token_attends_to_packed_slots_as_to_padded_ones(options, dtype):
     torch.testing.assert_close(output, expected, rtol=bound, atol=bound)
     for part, expected in zip(paid, lying.apart(rows.attention), strict=True):
         torch.testing.assert_close(part, expected, rtol=bound, atol=bound)
+
+
+def test_packed_tokens_are_unpacked_for_a_gradient():
+    held, query = with_decoded(packed(ragged_slots(torch.float32))), normal(2, 8, 1, 16).requires_grad_()
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            assert can_attend_packed(held, OPTIONS["plain"]) is not enabled
+    attend_packed(query, held, AFTER + 2, OPTIONS["plain"])[0].sum().backward()
+    assert query.grad is not None
 
 
 @torch.no_grad()
