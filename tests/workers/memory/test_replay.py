@@ -37,8 +37,8 @@ MEMORIES = {  # for one text a genome: rows of even heads that hold different nu
 }
 WINDOWED = {"mistral-window", "gemma2", "gemma3", "phi3-window", "gpt-oss"}
 """Architectures with sliding windows, for which there are no open places."""
-ASKING = {"gpt2", "mixtral", "qwen3-moe"}
-"""Those that may ask an accelerator for something, as their version has it."""
+ASKING = {"gpt2", "mixtral", "opt", "qwen3-moe"}
+"""Those that may ask an accelerator for something, or wait for it, as their version has it."""
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no accelerator")]
 
 
