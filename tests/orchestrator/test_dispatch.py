@@ -210,53 +210,44 @@ def test_of_two_copies_the_first_counts_and_the_late_one_is_ignored(dispatching)
     assert dispatch.handle(UnitScored(1, "c")) == [Finished()]
 
 
-def test_losing_a_worker_with_one_of_two_copies_leaves_the_unit_to_the_other(dispatching):
+@pytest.fixture
+def two_copies(dispatching):
+    """The last unit, which is slow, on both workers."""
     dispatch = dispatching("ab")
     dispatch.handle(WorkerReady(0))
     dispatch.handle(WorkerReady(1))
     dispatch.handle(UnitSlow("a"))
-    dispatch.handle(UnitScored(1, "b"))
-    assert dispatch.handle(WorkerLost(0, "killed")) == [Replace(0)]
-    assert dispatch.num_retries == 0
-    assert dispatch.handle(UnitScored(1, "a")) == [Finished()]
-
-
-def with_both_holders_lost(dispatching):
-    """A unit whose two copies went down with their workers."""
-    dispatch = dispatching("ab")
-    dispatch.handle(WorkerReady(0))
-    dispatch.handle(WorkerReady(1))
-    dispatch.handle(UnitSlow("a"))
-    dispatch.handle(UnitScored(1, "b"))
-    assert dispatch.handle(WorkerLost(0, "killed")) == [Replace(0)]
-    assert dispatch.handle(WorkerLost(1, "killed too")) == [Replace(1)]
+    assert dispatch.handle(UnitScored(1, "b")) == [Score(1, "a")]
     return dispatch
 
 
-def test_two_copies_that_go_down_together_are_one_death(dispatching):
+def test_losing_a_worker_with_one_of_two_copies_leaves_the_unit_to_the_other(two_copies):
+    assert two_copies.handle(WorkerLost(0, "killed")) == [Replace(0)]
+    assert two_copies.num_retries == 0
+    assert two_copies.handle(UnitScored(1, "a")) == [Finished()]
+
+
+def test_two_copies_that_go_down_together_are_one_death(two_copies):
     """Whatever kills several workers at a time would set a good unit aside, or not, as chance has copied it."""
-    dispatch = with_both_holders_lost(dispatching)
-    assert dispatch.handle(WorkerReady(2)) == [Score(2, "a")]
-    assert dispatch.handle(UnitScored(2, "a")) == [Finished()]
+    for worker in range(2):
+        assert two_copies.handle(WorkerLost(worker, "killed")) == [Replace(worker)]
+    assert two_copies.handle(WorkerReady(2)) == [Score(2, "a")]
+    assert two_copies.handle(UnitScored(2, "a")) == [Finished()]
 
 
-def test_two_copies_that_both_take_too_long_are_two_deaths(dispatching):
+def test_a_unit_that_kills_another_worker_after_both_that_held_it_is_set_aside(two_copies):
+    for worker in range(2):
+        two_copies.handle(WorkerLost(worker, "killed"))
+    two_copies.handle(WorkerReady(2))
+    story = tuple(f"worker {worker} was lost: killed" for worker in range(3))
+    assert two_copies.handle(WorkerLost(2, "killed")) == [Replace(2), Quarantine("a", story), Finished()]
+
+
+def test_two_copies_that_both_take_too_long_are_two_deaths(two_copies):
     """Each worker was stopped over the unit itself: that was no chance."""
-    dispatch = dispatching("ab")
-    dispatch.handle(WorkerReady(0))
-    dispatch.handle(WorkerReady(1))
-    dispatch.handle(UnitSlow("a"))
-    dispatch.handle(UnitScored(1, "b"))
-    dispatch.handle(WorkerLost(0, "stopped", was_stopped=True))
-    commands = dispatch.handle(WorkerLost(1, "stopped", was_stopped=True))
+    two_copies.handle(WorkerLost(0, "stopped", was_stopped=True))
+    commands = two_copies.handle(WorkerLost(1, "stopped", was_stopped=True))
     assert [type(command) for command in commands] == [Replace, Quarantine, Finished]
-
-
-def test_a_unit_that_kills_another_worker_after_both_that_held_it_is_set_aside(dispatching):
-    dispatch = with_both_holders_lost(dispatching)
-    dispatch.handle(WorkerReady(2))
-    story = ("worker 0 was lost: killed", "worker 1 was lost: killed too", "worker 2 was lost: killed again")
-    assert dispatch.handle(WorkerLost(2, "killed again")) == [Replace(2), Quarantine("a", story), Finished()]
 
 
 def test_a_unit_stuck_behind_a_long_one_is_copied_at_once(dispatching):

@@ -69,15 +69,25 @@ def attend_packed(
     Returns:
         The output, and the attention.
     """
-    if not can_attend_packed(held, options):
-        slots = held.in_view()
-        gathered = WholeRows(slots, 1)
-        return attend(query, slots, first_query, options, gathered), held.apart(gathered.attention)
-    num_rows, heads = held.tail.positions.shape[:2]
-    lanes, size, longest, tail = num_rows * heads, query.shape[-1], held.longest, held.tail
     if (kernels := _token_kernels(held, options)) is not None:
+        tail = held.tail
         output, paid, packed = kernels.attend_token(query, tail.keys, tail.values, options.scaling, hidden, held)
         return output, Paid(packed, paid)
+    if can_attend_packed(held, options):
+        output, rows = _attend_lanes(query, held, options, hidden)
+    else:
+        slots = held.in_view()
+        gathered = WholeRows(slots, 1)
+        output, rows = attend(query, slots, first_query, options, gathered), gathered.attention
+    return output, held.apart(rows)
+
+
+def _attend_lanes(
+    query: Tensor, held: PackedSlots, options: AttentionOptions, hidden: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Lane by lane, so that no more bytes are read than are held; the attention is ``[B, H, 1, longest + tail]``."""
+    num_rows, heads = held.tail.positions.shape[:2]
+    lanes, size, longest, tail = num_rows * heads, query.shape[-1], held.longest, held.tail
     queries = scaled(query, options).reshape(lanes, -1, size)
     products = queries.new_full((lanes, queries.shape[1], longest + tail.num_slots), -torch.inf)
     torch.bmm(queries, tail.keys.flatten(0, 1).transpose(1, 2), out=products[..., longest:])
@@ -95,5 +105,4 @@ def attend_packed(
         one.addmm_(mixed[:, longest - values.shape[0] : longest], values)
     rows = weights.new_empty(lanes, longest + tail.num_slots)
     average(weights, rows)
-    paid = held.apart(rows.view(num_rows, heads, 1, -1))
-    return output.view(num_rows, -1, 1, output.shape[-1]), paid
+    return output.view(num_rows, -1, 1, output.shape[-1]), rows.view(num_rows, heads, 1, -1)

@@ -48,8 +48,8 @@ def test_a_token_attends_to_packed_slots_as_to_padded_ones(options, dtype):
     output, paid = attend_packed(query, lying, AFTER + 2, OPTIONS[options])
     bound = 1e-6 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(output, expected, rtol=bound, atol=bound)
-    for part, expected in zip(paid, lying.apart(rows.attention), strict=True):
-        torch.testing.assert_close(part, expected, rtol=bound, atol=bound)
+    for ours, theirs in zip(paid, lying.apart(rows.attention), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound)
 
 
 def test_packed_tokens_are_unpacked_for_a_gradient():
