@@ -80,7 +80,7 @@ def test_logits_are_those_of_the_plain_model(name, memory, implementation):
     with torch.no_grad():
         plain = model(ids).logits
     ours, cache = drive(model, KEEPS_EVERYTHING[memory](), ids)
-    assert largest_difference(ours, plain) < 1e-5  # both are up to 1.6e-5 from what these models say in float64
+    assert largest_difference(ours, plain) < 1e-5
     everything = list(range(LENGTH))
     assert held_positions(cache) == [[[everything] * 2] * 2] * 2
 
