@@ -24,7 +24,7 @@ from workers.memory.compiling import outside_graphs
 from workers.memory.errors import UnsupportedUseError
 from workers.memory.memory import Memory
 from workers.memory.options import AttentionOptions
-from workers.memory.packed import at_rest
+from workers.memory.packed import PackedSlots, at_rest
 from workers.memory.padding import Cohort
 from workers.memory.room import explain_lack_of_room
 from workers.memory.slots import Slots
@@ -110,34 +110,44 @@ def sweep(
     layer: MemoryLayer, cohort: Cohort, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
 ) -> Tensor:
     """Attention ``[B, H * r, n, d]`` of the new tokens of some rows, evicting on the way; shapes without padding."""
-    memory, num_queries = layer.cache.memory, query.shape[2]
+    num_queries = query.shape[2]
     held = layer.held_by(cohort, key, value)
     seen = max(0, layer.seen_tokens - cohort.padding)
+    if num_queries == 1:  # a single token is attended to where the others lie; for more it pays to unpack them
+        output, held = _block(layer, cohort, held, seen, query, key, value, options)
+        layer.cohorts[cohort.padding] = at_rest(held)
+        return output
     outputs: list[Tensor] = []
     start = 0
     while start < num_queries:
-        _, stop = next(blocks(seen, num_queries - start, memory.update_every))
+        held = held.at_work()
+        _, stop = next(blocks(seen, num_queries - start, layer.cache.memory.update_every))
         block = slice(start, start + stop)
-        # A single token is attended to where the others lie; for more it pays to unpack them.
-        held = held if stop == 1 else held.at_work()
-        if isinstance(held, Slots) and (ahead := tokens_ahead(layer, held, query[:, :, start:], seen, options)):
+        if ahead := tokens_ahead(layer, held, query[:, :, start:], seen, options):
             block = slice(start, start + ahead)
             tensors = (query[:, :, block], key[:, :, block], value[:, :, block])
             output, settle = sweep_ahead(layer, cohort, held, seen, *tensors, options)
-            seen += ahead
             if block.stop == num_queries:
                 layer.owe(cohort, settle)
                 return output if not outputs else torch.cat([*outputs, output], dim=2)
             held = settle()
         else:
-            held = held.append(key[:, :, block], value[:, :, block], seen)
-            output, held = watch(query[:, :, block], held, seen, options, memory)
-            seen += stop
-            held = layer.take_up(held, cohort, seen, stop)
-        start = block.stop
+            tensors = (query[:, :, block], key[:, :, block], value[:, :, block])
+            output, held = _block(layer, cohort, held, seen, *tensors, options)
+        seen, start = seen + block.stop - block.start, block.stop
         outputs.append(output if start == num_queries else output.clone())  # a recorded sweep writes to one place
     layer.cohorts[cohort.padding] = at_rest(held)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def _block(
+    layer: MemoryLayer, cohort: Cohort, held: Slots | PackedSlots, seen: int,
+    query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions,
+) -> tuple[Tensor, Slots | PackedSlots]:  # fmt: skip
+    """Attention of tokens at the end of which an update may be due, and what is held after it."""
+    held = held.append(key, value, seen)
+    output, held = watch(query, held, seen, options, layer.cache.memory)
+    return output, layer.take_up(held, cohort, seen + query.shape[2], query.shape[2])
 
 
 def padding_mask(

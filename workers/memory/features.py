@@ -16,6 +16,9 @@ from workers.memory.kernels import kernels_for
 from workers.memory.quick_softmax import Scratch
 from workers.memory.specs import NammSettings
 
+OBSERVED_TOGETHER = 1 << 18
+"""Rows times slots of the lanes whose attention is taken in together on a processor: its cache holds them and more."""
+
 
 @functools.lru_cache(maxsize=16)
 def spectrum_basis(window: int, device: torch.device) -> Tensor:
@@ -58,11 +61,21 @@ def observe(trace: Tensor, attention: Tensor, settings: NammSettings) -> Tensor:
     if kernels is not None and kernels.can_observe(trace, attention, settings):
         observed: Tensor = kernels.observe(trace, attention, settings)
         return observed
-    rows, heads, num_queries, num_slots = attention.shape
-    sums = SpectralSums(trace, num_queries, settings)
-    sums.room(slice(0, rows * heads), slice(0, num_queries), slice(0, num_slots)).copy_(attention.flatten(0, 1))
-    sums.take_in()
-    return sums.trace
+    hop, bins = settings.hop, settings.num_bins
+    lanes, paid = trace.flatten(0, 1).transpose(1, 2), attention.flatten(0, 1)
+    pending, count, slots = lanes.shape[1] - bins, attention.shape[2], attention.shape[3]
+    frames = (pending + count - hop) // hop
+    joined = trace.new_empty(len(lanes), bins + pending + count - frames * hop, slots)
+    together = max(1, len(lanes) if trace.is_cuda else OBSERVED_TOGETHER // ((pending + count) * slots))
+    row_room, room = Scratch(joined, slots), Scratch(joined, slots)
+    for some in (slice(first, first + together) for first in range(0, len(lanes), together)):
+        of_some = joined[some]
+        rows = row_room.shaped(len(of_some), pending + count, slots)
+        rows[:, :pending], rows[:, pending:] = lanes[some, bins:], paid[some]
+        of_some[:, :bins], of_some[:, bins:] = lanes[some, :bins], rows[:, frames * hop :]
+        _fold(rows, frames, of_some[:, :bins], settings.ema**hop, room)
+    new = joined.transpose(1, 2)
+    return new.view(*trace.shape[:3], new.shape[2])
 
 
 class SpectralSums:
@@ -103,13 +116,8 @@ class SpectralSums:
         """Fold the frames that are complete into the moving average."""
         hop = self._settings.hop
         frames = (self._rows.shape[1] - hop) // hop
-        if frames:
-            average = self._average[self._lanes, :, self._columns]
-            if len(average) <= frames:
-                for rows, lane_average in zip(self._rows, average, strict=True):
-                    _fold_frames(rows, frames, lane_average, self._settings.ema**hop, self._spectrum_room)
-            else:
-                _fold_lanes(self._rows, frames, average, self._settings.ema**hop)
+        average = self._average[self._lanes, :, self._columns]
+        _fold(self._rows, frames, average, self._settings.ema**hop, self._spectrum_room)
         self._carried = self._rows[:, frames * hop :].clone()
         if self._queries.stop == self._num_queries:
             self._left[self._lanes, :, self._columns] = self._carried
@@ -119,6 +127,15 @@ class SpectralSums:
         """The new traces, ``[B, H, K, bins + pending']``."""
         joined = torch.cat([self._average, self._left], dim=1).transpose(1, 2)
         return joined.view(*self._shape, joined.shape[-1])
+
+
+def _fold(rows: Tensor, frames: int, average: Tensor, decay: float, room: Scratch) -> None:
+    """Into ``average [l, bins, c]`` the first ``frames`` of the frames of ``rows [l, m, c]``."""
+    if len(average) > frames:
+        _fold_lanes(rows, frames, average, decay, room)
+        return
+    for lane_rows, lane_average in zip(rows, average, strict=True):
+        _fold_frames(lane_rows, frames, lane_average, decay, room)
 
 
 def _fold_frames(rows: Tensor, frames: int, average: Tensor, decay: float, room: Scratch) -> None:
@@ -132,12 +149,13 @@ def _fold_frames(rows: Tensor, frames: int, average: Tensor, decay: float, room:
     average.mul_(decay**frames).add_(torch.mm(weights, spectra.flatten(1)).view(bins, columns))
 
 
-def _fold_lanes(rows: Tensor, frames: int, average: Tensor, decay: float) -> None:
+def _fold_lanes(rows: Tensor, frames: int, average: Tensor, decay: float, room: Scratch) -> None:
     """Into ``average [l, bins, c]``, frame by frame, all lanes of ``rows [l, m, c]`` at once."""
     hop = average.shape[1] - 1
     basis = spectrum_basis(2 * hop, rows.device).expand(len(rows), -1, -1)
     for frame in range(frames):
-        spectra = _magnitudes(torch.bmm(basis, rows[:, frame * hop : (frame + 2) * hop]))
+        overlapping = rows[:, frame * hop : (frame + 2) * hop]
+        spectra = _magnitudes(torch.bmm(basis, overlapping, out=room.shaped(*overlapping.shape)))
         average.mul_(decay).add_(spectra, alpha=1.0 - decay)
 
 

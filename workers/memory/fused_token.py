@@ -34,10 +34,9 @@ def can_serve(keys: Tensor, values: Tensor, options: AttentionOptions) -> bool:
 
 
 def attend_token(
-    query: Tensor, keys: Tensor, values: Tensor, scaling: float, hidden: Tensor | None = None,
-    packed: PackedSlots | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Attention of a token to slots, its own among them, and to tokens that are packed; where :func:`can_serve`.
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float, hidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of a token to slots, its own among them, where :func:`can_serve`.
 
     Args:
         query: ``[B, H * r, 1, d]``.
@@ -45,19 +44,38 @@ def attend_token(
         values: likewise.
         scaling: of the products.
         hidden: bool, which of the last slots it does not see.
-        packed: of the same lanes; their tail is left out.
 
     Returns:
         Output ``[B, H * r, 1, d of the values]``, and what the token paid, averaged over the query heads of a group:
-        float32 ``[B, H, 1, K]`` to the slots and ``[1, T]`` to the packed tokens.
+        float32 ``[B, H, 1, K]``.
     """
+    paid = torch.empty(*keys.shape[:2], 1, keys.shape[2], dtype=torch.float32, device=query.device)
+    return _attended(query, keys, values, scaling, hidden, paid.view(-1, keys.shape[2]), None), paid
+
+
+def attend_packed(
+    query: Tensor, held: PackedSlots, scaling: float, hidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`attend_token` of tokens that are packed; what each was paid is float32 ``[1, N]``."""
+    paid = torch.empty(1, held.keys.shape[0], dtype=torch.float32, device=query.device)
+    of_later = held.later(paid[0]).flatten(0, 1)
+    keys, values = held.later(held.keys), held.later(held.values)
+    return _attended(query, keys, values, scaling, hidden, of_later, (held, paid)), paid
+
+
+def _attended(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float, hidden: Tensor | None, paid: Tensor,
+    packed: tuple[PackedSlots, Tensor] | None,
+) -> Tensor:  # fmt: skip
+    """The output; what slots were paid goes to ``paid [L, K]``, and what packed tokens were, to those beside them."""
     rows, heads, num_slots, size = keys.shape
     lanes, group, width = rows * heads, query.shape[1] // heads, values.shape[-1]
     tile = min(TILE, TILE_BYTES // (max(size, width) * keys.element_size()))
-    num_packed, longest, front = 0, 0, (keys, values, keys)  # of which nothing is read then
+    num_packed, longest, front, paid_packed = 0, 0, (keys, values, keys), paid  # of which nothing is read then
     if packed is not None:
-        num_packed, longest = packed.keys.shape[0], triton.cdiv(packed.longest, tile)
-        front = (packed.keys, packed.values, packed.starts)
+        held, paid_packed = packed
+        num_packed, longest = held.lanes.total, triton.cdiv(held.lanes.longest, tile)
+        front = (held.keys, held.values, held.lanes.starts)
     tiles = longest + triton.cdiv(num_slots, tile)
 
     def floats(*shape: int) -> Tensor:
@@ -74,12 +92,12 @@ def attend_token(
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", **shape,
     )  # fmt: skip
     output = query.new_empty(rows, heads * group, 1, width)
-    paid, packed_paid = floats(rows, heads, 1, num_slots), floats(1, num_packed)
     _join_tiles[(tiles + group, lanes)](
-        scores, highest, total, mixed, front[2], output, paid, packed_paid, num_slots, num_packed, longest, tiles,
+        scores, highest, total, mixed, front[2], output, paid, paid_packed, *paid.stride(),
+        num_slots, num_packed, longest, tiles,
         MEMBERS=triton.next_power_of_2(group), TILES=triton.next_power_of_2(tiles), TOGETHER=TOGETHER, **shape,
     )  # fmt: skip
-    return output, paid, packed_paid if packed is not None else None
+    return output
 
 
 @triton.jit
@@ -172,7 +190,7 @@ def _join_output(
 
 @triton.jit(do_not_specialize=["num_slots", "num_packed", "longest", "tiles"])
 def _join_tiles(
-    scores, highest, total, mixed, starts, output, paid_slots, paid_packed,
+    scores, highest, total, mixed, starts, output, paid_slots, paid_packed, paid_lane, paid_slot,
     num_slots, num_packed, longest, tiles,
     GROUP: tl.constexpr, MEMBERS: tl.constexpr, TILES: tl.constexpr, VALUES: tl.constexpr, TILE: tl.constexpr,
     TOGETHER: tl.constexpr, IS_PACKED: tl.constexpr,
@@ -198,6 +216,6 @@ def _join_tiles(
     score = tl.load(scores + place, mask=is_member[:, None] & is_token[None, :], other=float("-inf"))
     share = tl.exp2(score - most[:, None]) / tl.where(is_member, whole, 1.0)[:, None]
     paid = tl.sum(share, 0) / GROUP
-    tl.store(paid_slots + lane * num_slots + token, paid, mask=is_token & (is_packed == 0))
+    tl.store(paid_slots + lane * paid_lane + token * paid_slot, paid, mask=is_token & (is_packed == 0))
     if IS_PACKED:
         tl.store(paid_packed + token, paid, mask=is_token & is_packed)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.memory.packed import PackedSlots
+from workers.memory.packed import Lanes, PackedSlots
 from workers.memory.padding import Cohort
 from workers.memory.slots import Slots
 
@@ -29,6 +29,8 @@ class Meter:
         self._area: Counts | None = None
         self._highest = 0
         self._common_now = self._common_area = 0
+        self._lanes_area: dict[Lanes, int] = {}
+        """By layers' lanes, times the bytes of a packed token: how many tokens were read with these held."""
 
     @property
     def now(self) -> Tensor | None:
@@ -56,7 +58,7 @@ class Meter:
 
     def appended(self, slots: Slots | PackedSlots, new_tokens: int, cohort: Cohort, num_rows: int) -> None:
         """``new_tokens`` were appended to the rows of a cohort; ``slots`` holds them already."""
-        heads, token_bytes = _heads(slots), _token_bytes(slots)
+        heads, token_bytes = slots.heads, _token_bytes(slots)
         if self._now is None or self._area is None:
             self._now, self._peak, self._area = np.zeros((3, num_rows), np.int64)
         grown = heads * new_tokens * token_bytes
@@ -65,7 +67,10 @@ class Meter:
         if cohort.rows is None:
             self._common_now += grown
             self._common_area += growth
-            if isinstance(slots, Slots) and slots.is_even:
+            if isinstance(slots, PackedSlots):
+                self._common_area += new_tokens * heads * slots.num_later * token_bytes
+                self._lanes_area[slots.lanes] = self._lanes_area.get(slots.lanes, 0) + new_tokens * token_bytes
+            elif slots.is_even:
                 self._common_area += new_tokens * heads * slots.num_slots * token_bytes
             else:
                 self._area = self._area + new_tokens * token_bytes * slots.row_tokens
@@ -113,7 +118,9 @@ class Meter:
         if self._now is None or self._peak is None or self._area is None:
             return
         self._now, self._area = self._now + self._common_now, self._area + self._common_area
-        self._common_now = self._common_area = 0
+        for lanes, times in self._lanes_area.items():
+            self._area = self._area + times * lanes.row_counts
+        self._common_now, self._common_area, self._lanes_area = 0, 0, {}
         self._peak = np.maximum(self._peak, self._now)
         self._highest = max(self._highest, int(self._now.sum()))
 
@@ -125,10 +132,6 @@ def _added(total: Counts, change: Counts, cohort: Cohort) -> Counts:
     added = total.copy()
     added[cohort.rows.cpu().numpy()] += change
     return added
-
-
-def _heads(slots: Slots | PackedSlots) -> int:
-    return (slots if isinstance(slots, Slots) else slots.tail).positions.shape[1]
 
 
 def _token_bytes(slots: Slots | PackedSlots) -> int:

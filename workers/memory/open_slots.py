@@ -76,9 +76,7 @@ class OpenSlots:
         buffers = held.moved(first + room)
         for tensor in buffers[:2]:
             tensor[:, :, first:] = 0  # weights of open places are zero, and so must be what they are multiplied with
-        buffers[2][:, :, first:] = torch.arange(
-            seen_tokens, seen_tokens + room, dtype=torch.int32, device=places.token.device
-        )
+        buffers[2][:, :, first:] = _next_positions(seen_tokens, places)
         rows = None
         if reads_attention:
             rows = held.trace.new_zeros(*held.positions.shape[:2], RIPE_ROWS, first + room)
@@ -92,77 +90,79 @@ class OpenSlots:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """Take in one token, ``key`` and ``value [B, H, 1, d]``, and attend: ``query [B, H * r, 1, d]`` likewise."""
-        keys, values, _ = self.taken_in(key, value)
-        output, paid = attend_token(query, keys, values, options, self.places.open())
-        self.pay(paid)
-        return output
-
-    def taken_in(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All places, one token more among them."""
         assert self.held.buffers is not None
-        keys, values, positions = self.held.buffers
+        keys, values, _ = self.held.buffers
         place = self.places.token + self.first
         keys.index_copy_(2, place, key)
         values.index_copy_(2, place, value)
-        return keys, values, positions
-
-    def pay(self, paid: Tensor) -> None:
-        """Note a row of attention ``[B, H, 1, K]``."""
+        output, paid = attend_token(query, keys, values, options, self.places.open())
         if self.rows is not None:
             self.rows.index_copy_(2, self.places.row, paid)
-
-    def grown(self) -> Slots:
-        """With the token of the last call among the slots, and its row of attention among those not told yet."""
-        assert self.held.buffers is not None
-        count = self.held.num_slots + 1
-        recent = () if self.rows is None else (self.rows[:, :, : self.held.num_recent + 1, :count],)
-        return replace(self.held.in_buffers(self.held.buffers, count), recent=recent)
+        return output
 
     def grow(self, memory: Memory) -> None:
         """Hold the token of the last call; the memory is told when enough of them are yet to be told."""
-        grown = self.grown()
+        assert self.held.buffers is not None
+        count = self.held.num_slots + 1
+        recent = () if self.rows is None else (self.rows[:, :, : self.held.num_recent + 1, :count],)
+        grown = replace(self.held.in_buffers(self.held.buffers, count), recent=recent)
         self.held = told(grown, memory) if grown.num_recent >= RIPE_ROWS else grown
 
 
 @dataclass
 class OpenPacked:
-    """Packed tokens, whose tail has open places; and the rows of attention of the newest tokens."""
+    """As :class:`OpenSlots`, of packed tokens."""
 
     held: PackedSlots
-    """What is held now."""
-    tail: OpenSlots
+    """What is held now. Its buffers have places for ``room`` more tokens of every lane than ``first``."""
+    first: int
+    """Later tokens of each lane that were held when the places were made."""
+    places: Places
     rows: Tensor | None
-    """float32 ``[RIPE_ROWS, T]``; None for a memory that does not read attention."""
+    """float32 ``[RIPE_ROWS, N]``; None for a memory that does not read attention."""
 
     @staticmethod
     def after(held: PackedSlots, places: Places, seen_tokens: int, *, reads_attention: bool) -> OpenPacked:
         """See :func:`opened`."""
-        tail = OpenSlots.after(held.tail, places, seen_tokens, reads_attention=reads_attention)
+        first, num_tokens, room = held.num_later, held.keys.shape[0], places.room
+        buffers = held.moved(num_tokens + room * len(held.lanes.counts))
+        for tensor in buffers[:2]:
+            tensor[num_tokens:] = 0  # weights of open places are zero, and so must be what they are multiplied with
+        buffers[2][num_tokens:].view(room, -1)[:] = _next_positions(seen_tokens, places)[:, None]
         rows = None
         if reads_attention:
-            rows = held.trace.new_zeros(RIPE_ROWS, held.keys.shape[0])
-            if held.recent:
-                rows[: held.num_recent] = torch.cat(held.recent)
-        return OpenPacked(replace(held, tail=tail.held), tail, rows)
+            rows = held.trace.new_zeros(RIPE_ROWS, buffers[2].shape[0])
+            rows[: held.num_recent, :num_tokens] = held.recent_rows()
+        return OpenPacked(held.in_buffers(buffers, num_tokens), first, places, rows)
 
     @property
     def num_taken(self) -> int:
         """Places that have a token."""
-        return self.tail.num_taken
+        return self.held.num_later - self.first
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """As :meth:`OpenSlots.attend`."""
-        keys, values, positions = buffers = self.tail.taken_in(key, value)
-        everything = Slots(keys, values, positions, self.tail.held.trace, (), buffers=buffers)
-        output, paid = attend_packed(query, replace(self.held, tail=everything), 0, options, self.tail.places.open())
-        self.tail.pay(paid.tail)
+        assert self.held.buffers is not None
+        lanes = self.held.lanes
+        place, first = self.places.token, lanes.total + self.first * len(lanes.counts)
+        for buffer, added in zip(self.held.buffers, (key, value), strict=False):
+            behind = buffer[first:].view(self.places.room, *added.shape[:2], added.shape[3])
+            behind.index_copy_(0, place, added.movedim(2, 0))
+        everything = self.held.in_buffers(self.held.buffers, self.held.buffers[2].shape[0])
+        output, paid = attend_packed(query, everything, 0, options, self.places.open())
         if self.rows is not None:
-            self.rows.index_copy_(0, self.tail.places.row, paid.packed)
+            self.rows.index_copy_(0, self.places.row, paid)
         return output
 
     def grow(self, memory: Memory) -> None:
         """As :meth:`OpenSlots.grow`."""
-        recent = () if self.rows is None else (self.rows[: self.held.num_recent + 1],)
-        grown = replace(self.held, tail=self.tail.grown(), recent=recent)
+        assert self.held.buffers is not None
+        count = self.held.keys.shape[0] + len(self.held.lanes.counts)
+        recent = () if self.rows is None else (self.rows[: self.held.num_recent + 1, :count],)
+        grown = replace(self.held.in_buffers(self.held.buffers, count), recent=recent)
         self.held = told_packed(grown, memory) if grown.num_recent >= RIPE_ROWS else grown
-        self.tail.held = self.held.tail
+
+
+def _next_positions(seen_tokens: int, places: Places) -> Tensor:
+    """int32 ``[room]``, of a text of which so many tokens were read."""
+    return torch.arange(seen_tokens, seen_tokens + places.room, dtype=torch.int32, device=places.token.device)

@@ -1,10 +1,11 @@
 """The tokens of a layer whose heads or rows hold different numbers: one after the other, nothing between.
 
-What was there when they were packed is not moved again until the memory decides. Tokens decoded since, as
-many in every head, are the *tail*: slots of their own, which grow in place. A decoded token attends to both where they
-lie (``token_attention.py``).
+What was there when they were packed lies lane by lane (row by row, head by head). Tokens decoded since, one in every
+lane at a time, lie behind in the order in which they came: these are the *later* ones. So a decoded token moves nothing
+until the memory decides, and attends to all where they lie (``token_attention.py``).
 
-Shapes: B rows, H KV heads, T packed tokens of all rows and heads together, L = B * H lanes, d head size, C channels.
+Shapes: B rows, H KV heads, L = B * H lanes, P packed tokens of all lanes together, K later ones of each lane,
+N = P + K * L, d head size, C channels.
 """
 
 from __future__ import annotations
@@ -12,76 +13,130 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.memory.slots import Slots, stored_bytes, vacant_slots
+from workers.memory.slots import LEAST_ROOM, Slots, full_trace, gathered_rows, stored_bytes, vacant_slots
 
 
-class Paid(NamedTuple):
-    """Attention of ``n`` queries, averaged over the query heads of a group."""
+class Lanes:
+    """Whose tokens lie where."""
 
-    packed: Tensor
-    """float32 ``[n, T]``"""
-    tail: Tensor
-    """float32 ``[B, H, n, K]`` to the K tokens of each lane's tail."""
+    def __init__(self, counts: tuple[int, ...], heads: int, device: torch.device) -> None:
+        """``counts``: packed tokens of each lane."""
+        self.counts, self.heads = counts, heads
+        self.row_counts: NDArray[np.int64] = np.array(counts, np.int64).reshape(-1, heads).sum(-1)
+        """``[B]``: packed tokens of each row."""
+        self.total, self.longest = sum(counts), max(counts)
+        """Packed tokens of all lanes, and of the one that has most."""
+        self.starts = torch.tensor([0, *accumulate(counts)], dtype=torch.int32).to(device, non_blocking=True)
+        """int32 ``[L + 1]``: where the packed tokens of each lane begin, and where the last one's end."""
+        self._others: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(self.row_counts)
+
+    def others(self, num_tokens: int) -> Tensor:
+        """Of so many tokens, later ones included, float32 ``[L, 1, N]``: minus infinity for another lane's, else 0."""
+        if self._others is None or self._others.shape[-1] < num_tokens:
+            lane = torch.arange(len(self.counts))
+            places = max(LEAST_ROOM, 2 * (num_tokens - self.total) // len(lane))
+            owner = torch.cat([lane.repeat_interleave(torch.tensor(self.counts)), lane.repeat(places)])
+            others = torch.zeros(len(lane), 1, len(owner)).masked_fill_(owner != lane[:, None, None], -torch.inf)
+            self._others = others.to(self.starts.device)
+        return self._others[..., :num_tokens]
+
+    @property
+    def nbytes(self) -> int:
+        """Of these lists."""
+        return self.starts.nbytes + (0 if self._others is None else self._others.nbytes)
 
 
 @dataclass(frozen=True)
 class PackedSlots:
-    """A layer's tokens, lane by lane (row by row, head by head), and behind those of each lane its part of the tail."""
+    """A layer's tokens, packed ones first."""
 
     keys: Tensor
-    """``[T, d]``"""
+    """``[N, d]``"""
     values: Tensor
-    """``[T, d]``"""
+    """``[N, d]``"""
     positions: Tensor
-    """int32 ``[T]``"""
+    """int32 ``[N]``"""
     trace: Tensor
-    """float32 ``[T, C]``"""
+    """float32 ``[N', C]``; of the first N' tokens, the others' is still zero."""
     recent: tuple[Tensor, ...]
-    """Attention that the memory has not been told yet: float32 ``[n, T]``; what the tail received, it has itself."""
-    counts: tuple[int, ...]
-    """Tokens of each lane, the tail left out."""
-    row_counts: tuple[int, ...]
-    """Their sum by row."""
-    starts: Tensor
-    """int32 ``[L + 1]``: where the tokens of each lane begin, and where the last one's end."""
-    tail: Slots
-    """Tokens since."""
+    """Attention that the memory has not been told yet: float32 ``[n, N'']`` over the first N'' tokens."""
+    lanes: Lanes
+    buffers: tuple[Tensor, Tensor, Tensor] | None = None
+    """What ``keys``, ``values`` and ``positions`` are the beginning of, where there is room behind them."""
 
     @property
-    def longest(self) -> int:
-        """Most tokens of any lane, the tail left out."""
-        return max(self.counts)
+    def num_later(self) -> int:
+        """K."""
+        return (self.keys.shape[0] - self.lanes.total) // len(self.lanes.counts)
 
     @property
     def num_slots(self) -> int:
         """Slots of a head when unpacked."""
-        return self.longest + self.tail.num_slots
+        return self.lanes.longest + self.num_later
 
-    def append(self, keys: Tensor, values: Tensor, first_position: int) -> PackedSlots:
-        """With new tokens ``[B, H, n, d]`` at consecutive positions; these slots must not be appended to again."""
-        return replace(self, tail=self.tail.append(keys, values, first_position))
+    def append(self, key: Tensor, value: Tensor, position: int) -> PackedSlots:
+        """With one new token in every lane, ``[B, H, 1, d]``; these slots must not be appended to again."""
+        held, new = self.keys.shape[0], len(self.lanes.counts)
+        buffers = self.buffers
+        if buffers is None or held + new > buffers[2].shape[0]:
+            buffers = self.moved(held + new * max(LEAST_ROOM, self.num_slots // LEAST_ROOM))
+        for buffer, added in zip(buffers, (key, value), strict=False):
+            buffer.narrow(0, held, new).copy_(added.flatten(0, 2))
+        buffers[2].narrow(0, held, new).fill_(position)
+        return self.in_buffers(buffers, held + new)
 
-    def with_recent(self, paid: Paid) -> PackedSlots:
-        """With attention that the memory is told later."""
-        return replace(self, recent=(*self.recent, paid.packed), tail=self.tail.with_recent(paid.tail))
+    def in_buffers(self, buffers: tuple[Tensor, Tensor, Tensor], count: int) -> PackedSlots:
+        """With the first ``count`` tokens of buffers in the place of its own."""
+        keys, values, positions = (buffer.narrow(0, 0, count) for buffer in buffers)
+        return replace(self, keys=keys, values=values, positions=positions, buffers=buffers)
 
-    def apart(self, rows: Tensor) -> Paid:
-        """Of attention ``[B, H, n, longest + tail]``, aligned at the newest token, what the tokens held were paid."""
-        longest = self.longest
-        lanes = rows.flatten(0, 1)
-        packed = [lane[:, longest - count : longest] for lane, count in zip(lanes, self.counts, strict=True)]
-        return Paid(torch.cat(packed, dim=1), rows[..., longest:].contiguous())
+    def moved(self, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The tokens in buffers for ``capacity`` of them."""
 
-    def with_trace(self, trace: Tensor, tail: Slots) -> PackedSlots:
-        """With other traces ``[T, C']`` and a tail with its own; nothing is left to tell the memory."""
-        return replace(self, trace=trace, recent=(), tail=tail)
+        def moved(held: Tensor) -> Tensor:
+            buffer = held.new_empty(capacity, *held.shape[1:])
+            buffer[: held.shape[0]] = held
+            return buffer
+
+        return moved(self.keys), moved(self.values), moved(self.positions)
+
+    def later(self, tensor: Tensor) -> Tensor:
+        """Of ``tensor [N, …]`` the later tokens' part, by lane, as a view: ``[B, H, K, …]``."""
+        behind = tensor[self.lanes.total :]
+        return behind.view(self.num_later, self.lanes.rows, self.lanes.heads, *behind.shape[1:]).movedim(0, 2)
+
+    def with_recent(self, paid: Tensor) -> PackedSlots:
+        """With attention ``[n, N]`` that the memory is told later."""
+        return replace(self, recent=(*self.recent, paid))
+
+    def apart(self, rows: Tensor) -> Tensor:
+        """Of attention ``[B, H, n, slots]``, aligned at the newest token, what each token was paid: ``[n, N]``."""
+        longest, lanes = self.lanes.longest, rows.flatten(0, 1)
+        packed = [lane[:, longest - count : longest] for lane, count in zip(lanes, self.lanes.counts, strict=True)]
+        return torch.cat([*packed, lanes[..., longest:].permute(1, 2, 0).flatten(1)], dim=1)
+
+    def with_trace(self, trace: Tensor) -> PackedSlots:
+        """With another trace ``[N', C']``; nothing is left to tell the memory."""
+        return replace(self, trace=trace, recent=())
+
+    def full_trace(self) -> Tensor:
+        """The trace of all tokens, ``[N, C]``."""
+        return full_trace(self.trace, self.keys.shape[0])
+
+    def recent_rows(self) -> Tensor:
+        """All of ``recent`` as one, ``[n, N]``."""
+        return gathered_rows(self.recent, self.trace.new_empty(0, self.keys.shape[0]))
 
     @property
     def num_recent(self) -> int:
@@ -90,50 +145,38 @@ class PackedSlots:
 
     def at_work(self) -> Slots:
         """Unpacked into padded slots."""
-        slots = self.unpacked(self.trace)
-        if self.tail.trace.shape[2]:
-            slots = slots.with_trace(torch.cat([slots.trace, self.tail.trace], dim=2))
-        return replace(slots, recent=self._unpacked_recent())
+        slots = self._unpacked(self.full_trace())
+        if not self.recent:
+            return slots
+        return replace(slots, recent=(self._padded(self.recent_rows().T, self._places()).transpose(2, 3),))
 
     def in_view(self) -> Slots:
         """Unpacked, without traces: all that attention needs."""
-        return self.unpacked(self.trace[:, :0])
+        return self._unpacked(self.keys.new_empty(self.keys.shape[0], 0, dtype=torch.float32))
 
-    def unpacked(self, trace: Tensor) -> Slots:
-        """Padded slots with a trace of these ``[T, channels]``."""
-        tail, place = self.tail, self._places()
-        slots = Slots(
+    def _unpacked(self, trace: Tensor) -> Slots:
+        place = self._places()
+        return Slots(
             self._padded(self.keys, place),
             self._padded(self.values, place),
             self._padded(self.positions, place, -1),
             self._padded(trace, place),
-            tuple(self.longest - count for count in self.counts),
+            tuple(self.lanes.longest - count for count in self.lanes.counts),
         )
-        if not tail.num_slots:
-            return slots
-        keys, values, positions = (
-            torch.cat(both, dim=2)
-            for both in ((slots.keys, tail.keys), (slots.values, tail.values), (slots.positions, tail.positions))
-        )
-        return replace(slots, keys=keys, values=values, positions=positions)
-
-    def _unpacked_recent(self) -> tuple[Tensor, ...]:
-        if not self.recent:
-            return ()
-        rows = torch.cat([part.T for part in self.recent], dim=1)
-        packed = self._padded(rows, self._places()).transpose(2, 3)
-        return (torch.cat([packed, self.tail.recent_rows()], dim=3),)
 
     def _places(self) -> Tensor:
-        """int64 ``[T]``: where each token stands among the padded slots ``[L * longest]``."""
-        empty = tuple(self.longest - count for count in self.counts)
-        occupied = ~vacant_slots(empty, self.longest, self.keys.device)
-        return torch.nonzero_static(occupied.flatten(), size=sum(self.counts))[:, 0]
+        """int64 ``[P]``: where each packed token stands among the padded slots ``[L * longest]``."""
+        longest = self.lanes.longest
+        empty = tuple(longest - count for count in self.lanes.counts)
+        occupied = ~vacant_slots(empty, longest, self.keys.device)
+        return torch.nonzero_static(occupied.flatten(), size=self.lanes.total)[:, 0]
 
-    def _padded(self, packed: Tensor, place: Tensor, filling: int = 0) -> Tensor:
-        rows, heads = self.tail.positions.shape[:2]
-        slots = packed.new_full((len(self.counts) * self.longest, *packed.shape[1:]), filling)
-        return slots.index_copy_(0, place, packed).view(rows, heads, self.longest, *packed.shape[1:])
+    def _padded(self, held: Tensor, place: Tensor, filling: int = 0) -> Tensor:
+        lanes = self.lanes
+        slots = held.new_full((len(lanes.counts) * lanes.longest, *held.shape[1:]), filling)
+        slots = slots.index_copy_(0, place, held[: lanes.total])
+        slots = slots.view(lanes.rows, lanes.heads, lanes.longest, *held.shape[1:])
+        return torch.cat([slots, self.later(held)], dim=2) if self.num_later else slots
 
     def repeat(self, copies: int) -> Slots:
         """The rows ``copies`` times over, copy by copy: ``[copies * B, …]``."""
@@ -145,31 +188,37 @@ class PackedSlots:
         return False
 
     @property
+    def heads(self) -> int:
+        """H."""
+        return self.lanes.heads
+
+    @property
     def lengths(self) -> Tensor:
         """int32 ``[B, H]`` on the CPU: tokens held."""
-        packed = torch.tensor(self.counts, dtype=torch.int32).view(self.tail.positions.shape[0], -1)
-        return packed + self.tail.num_slots
+        return torch.tensor(self.lanes.counts, dtype=torch.int32).view(-1, self.lanes.heads) + self.num_later
 
     @property
     def row_tokens(self) -> NDArray[np.int64]:
         """``[B]``: tokens held by all heads."""
-        return np.array(self.row_counts, np.int64) + self.tail.positions.shape[1] * self.tail.num_slots
+        return self.lanes.row_counts + self.lanes.heads * self.num_later
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the keys and values, the room behind the tail included."""
-        return self.keys.nbytes + self.values.nbytes + self.tail.cache_bytes
+        """Bytes of the keys and values, the room behind them included."""
+        return self.keys.nbytes + self.values.nbytes + self.spare_bytes
 
     @property
     def spare_bytes(self) -> int:
         """Bytes of the room for more keys and values."""
-        return self.tail.spare_bytes
+        if self.buffers is None:
+            return 0
+        return sum(buffer.nbytes for buffer in self.buffers[:2]) - self.keys.nbytes - self.values.nbytes
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of what the memory adds: positions, traces, attention that it is yet to be told, where lanes begin."""
-        recent = stored_bytes(self.recent)
-        return self.positions.nbytes + self.trace.nbytes + recent + self.starts.nbytes + self.tail.state_bytes
+        """Bytes of what the memory adds: positions, traces, attention that it is yet to be told, lists of lanes."""
+        positions = self.buffers[2] if self.buffers else self.positions
+        return positions.nbytes + self.trace.nbytes + stored_bytes(self.recent) + self.lanes.nbytes
 
     @property
     def token_state_bytes(self) -> int:
@@ -183,7 +232,7 @@ def at_rest(held: Slots | PackedSlots) -> Slots | PackedSlots:
 
 
 def packed(slots: Slots) -> PackedSlots:
-    """Its tokens moved together, behind them an empty tail."""
+    """Its tokens moved together."""
     longest = slots.num_slots
     counts = tuple(longest - empty for empty in slots.empty)
     occupied = ~vacant_slots(slots.empty, longest, slots.keys.device)
@@ -199,27 +248,8 @@ def packed(slots: Slots) -> PackedSlots:
         positions=chosen(slots.positions),
         trace=chosen(slots.full_trace()),
         recent=tuple(chosen(rows).T.contiguous() for rows in recent),
-        counts=counts,
-        row_counts=tuple(slots.row_tokens.tolist()),
-        starts=_starts(counts, slots.keys.device),
-        tail=_empty_tail(slots, slots.positions.shape[0], slots.num_recent),
+        lanes=Lanes(counts, slots.heads, slots.keys.device),
     )
-
-
-def _starts(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where as many tokens of each lane begin, and where the last one's end."""
-    return torch.tensor([0, *accumulate(counts)], dtype=torch.int32).to(device, non_blocking=True)
-
-
-def _empty_tail(like: Slots, rows: int, num_recent: int) -> Slots:
-    """As many rows of attention as the packed tokens have are yet to be told of it: they saw none of its tokens."""
-    shape = (rows, like.positions.shape[1], 0)
-    tail = Slots.nothing(
-        like.keys.new_empty(*shape, like.keys.shape[-1]),
-        like.values.new_empty(*shape, like.values.shape[-1]),
-        like.trace.shape[-1],
-    )
-    return tail.with_recent(like.trace.new_empty(*shape[:2], num_recent, 0)) if num_recent else tail
 
 
 def joined(parts: Sequence[Slots | PackedSlots]) -> Slots | PackedSlots:
@@ -236,19 +266,13 @@ def joined(parts: Sequence[Slots | PackedSlots]) -> Slots | PackedSlots:
             empty=sum((part.empty for part in even), ()),
             recent=(torch.cat([part.recent_rows() for part in even]),) if even[0].recent else (),
         )
-    flat = [
-        part if isinstance(part, PackedSlots) and not part.tail.num_slots else packed(part.at_work()) for part in parts
-    ]
-    counts, row_counts = (sum((part.counts for part in flat), ()), sum((part.row_counts for part in flat), ()))
+    flat = [part if isinstance(part, PackedSlots) and not part.num_later else packed(part.at_work()) for part in parts]
     first = flat[0]
     return PackedSlots(
         keys=torch.cat([part.keys for part in flat]),
         values=torch.cat([part.values for part in flat]),
         positions=torch.cat([part.positions for part in flat]),
         trace=torch.cat([part.trace for part in flat]),
-        recent=(torch.cat([part.recent[0] for part in flat], dim=1),) if first.recent else (),
-        counts=counts,
-        row_counts=row_counts,
-        starts=_starts(counts, first.keys.device),
-        tail=_empty_tail(first.tail, len(row_counts), first.num_recent),
+        recent=(torch.cat([part.recent_rows() for part in flat], dim=1),) if first.recent else (),
+        lanes=Lanes(sum((part.lanes.counts for part in flat), ()), first.heads, first.keys.device),
     )

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from workers.memory.kernels import kernels_for
 
@@ -78,6 +77,11 @@ class Slots:
     def num_slots(self) -> int:
         """Slots of a head, K."""
         return self.positions.shape[2]
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return self.positions.shape[1]
 
     @property
     def is_even(self) -> bool:
@@ -160,20 +164,11 @@ class Slots:
 
     def full_trace(self) -> Tensor:
         """The trace of all slots, ``[B, H, K, C]``."""
-        missing = self.positions.shape[2] - self.trace.shape[2]
-        return functional.pad(self.trace, (0, 0, 0, missing)) if missing else self.trace
+        return full_trace(self.trace, self.num_slots)
 
     def recent_rows(self) -> Tensor:
         """All of ``recent`` as one, ``[B, H, n, K]``."""
-        rows, heads, num_slots = self.positions.shape
-        if len(self.recent) == 1 and self.recent[0].shape[3] == num_slots:
-            return self.recent[0]
-        gathered = self.trace.new_zeros(rows, heads, self.num_recent, num_slots)
-        start = 0
-        for part in self.recent:
-            gathered[:, :, start : start + part.shape[2], : part.shape[3]] = part
-            start += part.shape[2]
-        return gathered
+        return gathered_rows(self.recent, self.trace.new_empty(*self.positions.shape[:2], 0, self.num_slots))
 
     def repeat(self, copies: int) -> Slots:
         """The rows ``copies`` times over, copy by copy: ``[copies * B, …]``."""
@@ -212,9 +207,7 @@ class Slots:
         """Bytes of the room for more keys and values."""
         if self.buffers is None:
             return 0
-        return sum(
-            buffer.nbytes - held.nbytes for buffer, held in zip(self.buffers[:2], (self.keys, self.values), strict=True)
-        )
+        return sum(buffer.nbytes for buffer in self.buffers[:2]) - self.keys.nbytes - self.values.nbytes
 
     @property
     def state_bytes(self) -> int:
@@ -226,6 +219,32 @@ class Slots:
     def token_state_bytes(self) -> int:
         """Bytes of a token's position, trace and untold attention, however it is stored beside others."""
         return 4 * (1 + self.trace.shape[-1] + self.num_recent)
+
+
+def full_trace(trace: Tensor, num_tokens: int) -> Tensor:
+    """Of a trace ``[..., N', C]`` that of ``num_tokens``, whose newest are zero; in memory as a memory leaves it."""
+    *outer, told, channels = trace.shape
+    if told == num_tokens:
+        return trace
+    whole = trace.new_zeros(*outer, channels, num_tokens).mT
+    whole[..., :told, :] = trace
+    return whole
+
+
+def gathered_rows(parts: Sequence[Tensor], none: Tensor) -> Tensor:
+    """Rows of attention ``[..., n, N'']`` as one, ``[..., n, N]``, zero where there was no token yet.
+
+    ``none`` is ``[..., 0, N]``.
+    """
+    num_tokens = none.shape[-1]
+    if len(parts) == 1 and parts[0].shape[-1] == num_tokens:
+        return parts[0]
+    gathered = none.new_zeros(*none.shape[:-2], sum(part.shape[-2] for part in parts), num_tokens)
+    start = 0
+    for part in parts:
+        gathered[..., start : start + part.shape[-2], : part.shape[-1]] = part
+        start += part.shape[-2]
+    return gathered
 
 
 def stored_bytes(parts: Sequence[Tensor]) -> int:

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from workers.memory.kernels import kernels_for
 from workers.memory.options import AttentionOptions
-from workers.memory.packed import PackedSlots, Paid
+from workers.memory.packed import PackedSlots
 from workers.memory.tiled_attention import WholeRows, attend, average, lane_sinks, scaled, scores_of, softmax
+
+TOGETHER_SCORES = 1 << 15
+"""Most heads times tokens that are multiplied with each other: beyond, that costs more than a call for each head."""
 
 
 def attend_token(
@@ -27,7 +30,7 @@ def attend_token(
     # Two kernels take the device half as long as these calls, but the host longer: not when a call is only replayed.
     kernels = kernels_for(query, "fused_token") if hidden is not None else None
     if kernels is not None and kernels.can_serve(keys, values, options):
-        output, paid, _ = kernels.attend_token(query, keys, values, options.scaling, hidden)
+        output, paid = kernels.attend_token(query, keys, values, options.scaling, hidden)
         return output, paid
     num_rows, heads, num_slots, size = keys.shape
     lanes = num_rows * heads
@@ -54,55 +57,72 @@ def can_attend_packed(held: PackedSlots, options: AttentionOptions) -> bool:
 
 
 def _token_kernels(held: PackedSlots, options: AttentionOptions) -> ModuleType | None:
-    kernels = kernels_for(held.tail.keys, "fused_token")
+    kernels = kernels_for(held.keys, "fused_token")
     return kernels if kernels is not None and kernels.can_serve(held.keys, held.values, options) else None
 
 
 def attend_packed(
     query: Tensor, held: PackedSlots, first_query: int, options: AttentionOptions, hidden: Tensor | None = None
-) -> tuple[Tensor, Paid]:
+) -> tuple[Tensor, Tensor]:
     """Attention of one token ``[B, H * r, 1, d]`` to tokens that are packed, its own among them.
 
-    But not to ``hidden`` ones, the last of the tail, which may be where :func:`can_attend_packed`. Elsewhere all are
+    But not to ``hidden`` ones, the last of every lane, which may be where :func:`can_attend_packed`. Elsewhere all are
     unpacked, but for their traces.
 
     Returns:
-        The output, and the attention.
+        The output, and the attention ``[1, N]``.
     """
     if (kernels := _token_kernels(held, options)) is not None:
-        tail = held.tail
-        output, paid, packed = kernels.attend_token(query, tail.keys, tail.values, options.scaling, hidden, held)
-        return output, Paid(packed, paid)
-    if can_attend_packed(held, options):
-        output, rows = _attend_lanes(query, held, options, hidden)
-    else:
+        output, paid = kernels.attend_packed(query, held, options.scaling, hidden)
+        return output, paid
+    if not can_attend_packed(held, options):
         slots = held.in_view()
         gathered = WholeRows(slots, 1)
-        output, rows = attend(query, slots, first_query, options, gathered), gathered.attention
-    return output, held.apart(rows)
+        output = attend(query, slots, first_query, options, gathered)
+        return output, held.apart(gathered.attention)
+    is_small = held.lanes.rows == 1 and held.lanes.heads * held.keys.shape[0] <= TOGETHER_SCORES
+    if is_small and hidden is None:
+        return _attend_together(query, held, options)
+    return _attend_lanes(query, held, options, hidden)
+
+
+def _attend_together(query: Tensor, held: PackedSlots, options: AttentionOptions) -> tuple[Tensor, Tensor]:
+    """All heads of a row times all of its tokens, other heads' too: two products, where calls cost more than these."""
+    heads, total = held.lanes.heads, held.keys.shape[0]
+    queries = scaled(query, options).view(-1, query.shape[-1])
+    scores = scores_of(torch.mm(queries, held.keys.T), options).view(heads, -1, total).add_(held.lanes.others(total))
+    weights = softmax(scores, lane_sinks(options.sinks, heads, slice(0, heads))).flatten(0, 1)
+    output = torch.mm(weights.to(held.values.dtype), held.values)
+    # A token is paid by the query heads of one lane, and nothing by the others.
+    share = weights.new_full((1, len(weights)), heads / len(weights))
+    return output.view(1, len(weights), 1, -1), torch.mm(share, weights)
 
 
 def _attend_lanes(
     query: Tensor, held: PackedSlots, options: AttentionOptions, hidden: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Lane by lane, so that no more bytes are read than are held; the attention is ``[B, H, 1, longest + tail]``."""
-    num_rows, heads = held.tail.positions.shape[:2]
-    lanes, size, longest, tail = num_rows * heads, query.shape[-1], held.longest, held.tail
+    """Lane by lane, so that no more bytes are read than are held."""
+    facts, size, longest = held.lanes, query.shape[-1], held.lanes.longest
+    lanes, packed = len(facts.counts), facts.total
+    later_keys, later_values = (held.later(tensor).flatten(0, 1) for tensor in (held.keys, held.values))
     queries = scaled(query, options).reshape(lanes, -1, size)
-    products = queries.new_full((lanes, queries.shape[1], longest + tail.num_slots), -torch.inf)
-    torch.bmm(queries, tail.keys.flatten(0, 1).transpose(1, 2), out=products[..., longest:])
-    for one, keys, out in zip(queries.unbind(), held.keys.T.split(held.counts, dim=1), products.unbind(), strict=True):
-        torch.mm(one, keys, out=out[:, longest - keys.shape[1] : longest])
+    products = queries.new_full((lanes, queries.shape[1], longest + held.num_later), -torch.inf)
+    torch.bmm(queries, later_keys.mT, out=products[..., longest:])
+    keys = held.keys[:packed].T.split(facts.counts, dim=1)
+    for one, of_lane, out in zip(queries.unbind(), keys, products.unbind(), strict=True):
+        torch.mm(one, of_lane, out=out[:, longest - of_lane.shape[1] : longest])
     if hidden is not None:
         products[..., products.shape[-1] - len(hidden) :].masked_fill_(hidden, -torch.inf)
     scores = scores_of(products, options)
     if options.softcap is not None:
         scores = scores.masked_fill_(products == -torch.inf, -torch.inf)
-    weights = softmax(scores, lane_sinks(options.sinks, heads, slice(0, lanes)))
+    weights = softmax(scores, lane_sinks(options.sinks, facts.heads, slice(0, lanes)))
     mixing = weights.to(held.values.dtype)
-    output = torch.bmm(mixing[..., longest:], tail.values.flatten(0, 1))
-    for one, mixed, values in zip(output.unbind(), mixing.unbind(), held.values.split(held.counts), strict=True):
-        one.addmm_(mixed[:, longest - values.shape[0] : longest], values)
-    rows = weights.new_empty(lanes, longest + tail.num_slots)
+    output = torch.bmm(mixing[..., longest:], later_values)
+    values = held.values[:packed].split(facts.counts)
+    for one, mixed, of_lane in zip(output.unbind(), mixing.unbind(), values, strict=True):
+        one.addmm_(mixed[:, longest - of_lane.shape[0] : longest], of_lane)
+    rows = weights.new_empty(lanes, longest + held.num_later)
     average(weights, rows)
-    return output.view(num_rows, -1, 1, output.shape[-1]), rows.view(num_rows, heads, 1, -1)
+    paid = held.apart(rows.view(facts.rows, facts.heads, 1, -1))
+    return output.view(facts.rows, -1, 1, output.shape[-1]), paid

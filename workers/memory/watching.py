@@ -73,8 +73,8 @@ def told(slots: Slots, memory: Memory) -> Slots:
 
 def told_packed(held: PackedSlots, memory: Memory) -> PackedSlots:
     """:func:`told` of tokens that stay where they lie: a memory observes each by itself, as if all were of one head."""
-    rows = (torch.cat(held.recent) if len(held.recent) > 1 else held.recent[0])[None, None]
-    return held.with_trace(memory.observe(held.trace[None, None], rows)[0, 0], told(held.tail, memory))
+    trace, rows = held.full_trace()[None, None], held.recent_rows()[None, None]
+    return held.with_trace(memory.observe(trace, rows)[0, 0])
 
 
 def attend_unwatched(query: Tensor, slots: Slots, first_query: int, options: AttentionOptions) -> Tensor:

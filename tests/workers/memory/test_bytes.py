@@ -68,7 +68,7 @@ def test_bytes_reported_are_bytes_of_the_storages_and_of_the_tokens_held(memory,
     assert cache.meter.now.tolist() == by_row.tolist()
     by_token = int(cache.row_state_bytes().sum())
     # Beside the tokens' own there are room and lists of lanes; the newest have no trace of their own yet.
-    lists = sum(layer.held.starts.nbytes for layer in cache.layers if isinstance(layer.held, PackedSlots))
+    lists = sum(layer.held.lanes.nbytes for layer in cache.layers if isinstance(layer.held, PackedSlots))
     assert by_token >= cache.state_bytes - cache.spare_bytes - lists
     assert by_token <= 1.6 * cache.state_bytes
 

@@ -168,21 +168,19 @@ def test_a_token_attends(case, hidden, dtype):
     query, scaling = query.to(DEVICE, dtype), 0.3
     output, paid = plain_token(query, held.append(*new), scaling, hidden)
     is_hidden = torch.ones(hidden, dtype=torch.bool, device=DEVICE) if hidden else None
-    lying = at_rest(held).append(*new)
-    slots = lying if held.is_even else lying.tail
-    assert fused_token.can_serve(slots.keys, slots.values, AttentionOptions(scaling))
-    ours, *told = fused_token.attend_token(
-        query, slots.keys, slots.values, scaling, is_hidden, None if held.is_even else lying
-    )
+    slots = held.append(*new)
     limit = 1e-2 if dtype != torch.float32 else 1e-5
-    assert apart(ours, output) < limit
+    assert fused_token.can_serve(slots.keys, slots.values, AttentionOptions(scaling))
     if held.is_even:
-        assert apart(told[0], paid) < limit
-        assert told[1] is None
+        ours, told = fused_token.attend_token(query, slots.keys, slots.values, scaling, is_hidden)
+        assert apart(told, paid) < limit
     else:
-        packed_paid, tail_paid = lying.apart(paid)
-        assert apart(told[0], tail_paid) < limit
-        assert apart(told[1], packed_paid) < limit
+        lying = at_rest(held)
+        for token in range(shape["new"]):
+            lying = lying.append(new[0][:, :, token : token + 1], new[1][:, :, token : token + 1], new[2] + token)
+        ours, told = fused_token.attend_packed(query, lying, scaling, is_hidden)
+        assert apart(told, lying.apart(paid)) < limit
+    assert apart(ours, output) < limit
 
 
 @torch.no_grad()
