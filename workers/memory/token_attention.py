@@ -57,7 +57,7 @@ def can_attend_packed(held: PackedSlots, options: AttentionOptions) -> bool:
 
 
 def _token_kernels(held: PackedSlots, options: AttentionOptions) -> ModuleType | None:
-    kernels = kernels_for(held.keys, "fused_token")
+    kernels = kernels_for(held.later(held.positions), "fused_token")
     return kernels if kernels is not None and kernels.can_serve(held.keys, held.values, options) else None
 
 

@@ -17,13 +17,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tests.workers.memory.test_replay import Counted, decoded, require_equal
 from tests.workers.memory.tiny import drive, held_positions, largest_difference, random_ids
-from workers.memory import ahead, features
+from workers.memory import ahead, features, token_attention
 from workers.memory.attention import memory_attached
 from workers.memory.features import SpectralSums
 from workers.memory.memory import LayerView
 from workers.memory.namm import Namm
 from workers.memory.options import AttentionOptions
-from workers.memory.packed import PackedSlots, at_rest
+from workers.memory.packed import PackedSlots, at_rest, packed
 from workers.memory.padding import Cohort
 from workers.memory.recording import cuda_graph
 from workers.memory.scorer import importances
@@ -181,6 +181,19 @@ def test_a_token_attends(case, hidden, dtype):
         ours, told = fused_token.attend_packed(query, lying, scaling, is_hidden)
         assert apart(told, lying.apart(paid)) < limit
     assert apart(ours, output) < limit
+
+
+@torch.no_grad()
+def test_many_packed_tokens_are_served(monkeypatch):
+    """Lanes are what there can be too many of, not tokens."""
+    monkeypatch.setattr("workers.memory.kernels.can_run", lambda _: True)
+    tokens = torch.zeros(1, 2, 40_000, 16)
+    slots = Slots(tokens, tokens, torch.zeros(1, 2, 40_000, dtype=torch.int32), tokens[..., :0], (39_000, 0))
+    served: list[int] = []
+    monkeypatch.setattr(fused_token, "attend_packed", lambda *given: served.append(1) or (given[0], given[0]))
+    query = torch.zeros(1, 2, 1, 16)
+    token_attention.attend_packed(query, packed(slots), 0, AttentionOptions(1.0))
+    assert served
 
 
 @torch.no_grad()
