@@ -136,7 +136,7 @@ class MemoryLayer(CacheLayerMixin):
         decision = self.cache.memory.decide(view)
         if self.cache.listener is not None:
             self.cache.listener(view, decision)
-        kept = slots.select(decision.keep)
+        kept = slots.select(decision.keep, decision.budget)
         self.cache.meter.evicted(slots.row_tokens - kept.row_tokens, slots, cohort)
         return kept
 

@@ -17,7 +17,7 @@ from workers.memory.quick_softmax import Scratch
 from workers.memory.specs import NammSettings
 
 OBSERVED_TOGETHER = 1 << 18
-"""Rows times slots of the lanes whose attention is taken in together on a processor: its cache holds them and more."""
+"""Rows times slots of the lanes whose attention is taken in together on a processor: its cache holds two such."""
 
 
 @functools.lru_cache(maxsize=16)

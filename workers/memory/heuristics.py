@@ -5,6 +5,7 @@ A new one is a class with one method, ``importance``. All shapes as in ``memory.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.memory.memory import Decision, LayerView, Memory
-from workers.memory.selection import select_top
+from workers.memory.selection import select_top, select_wanted
 from workers.memory.specs import RivalSpec
 
 
@@ -27,16 +28,19 @@ class Heuristic(Memory):
             raise ValueError(f"the budget of {spec.name} must name tokens by layer and KV head: got {spec.budget!r}")
         self._budget = torch.tensor(spec.budget)
 
-    def budget(self, view: LayerView) -> Tensor:
-        """Integer ``[H]``: tokens that each head of the layer may hold after an update."""
+    def head_budgets(self, view: LayerView) -> tuple[int, ...]:
+        """Tokens that each head of the layer may hold after an update, at least one."""
         layers, heads = self._budget.shape
         if view.layer >= layers or view.positions.shape[1] != heads:
             raise ValueError(
                 f"the budget names {layers} layers of {heads} KV heads, but the model has a layer {view.layer} of "
                 f"{view.positions.shape[1]}: take the model that the budget was made for"
             )
-        budget: Tensor = self._budget[view.layer].to(view.positions.device)
-        return budget
+        return tuple(max(1, tokens) for tokens in self._budget[view.layer].tolist())
+
+    def budget(self, view: LayerView) -> Tensor:
+        """:meth:`head_budgets` where the layer is, integer ``[H]``."""
+        return torch.tensor(self.head_budgets(view)).to(view.positions.device, non_blocking=True)
 
     @abstractmethod
     def importance(self, view: LayerView) -> Tensor:
@@ -44,8 +48,12 @@ class Heuristic(Memory):
 
     def decide(self, view: LayerView) -> Decision:
         """Keep the best by importance."""
-        importance = self.importance(view)
-        return Decision(select_top(importance, view.occupied, self.budget(view)), importance)
+        importance, budgets = self.importance(view), self.head_budgets(view)
+        if len(set(budgets)) == 1:  # as a memory does that wants every token, up to a cap, for which there is a kernel
+            keep = select_wanted(importance, view.positions, "ragged", budgets[0], -math.inf)
+        else:
+            keep = select_top(importance, view.occupied, self.budget(view))
+        return Decision(keep, importance, budgets)
 
 
 class Recent(Heuristic):

@@ -48,6 +48,8 @@ class Decision:
 
     keep: Tensor
     importance: Tensor
+    budget: tuple[int, ...] | None = None
+    """By KV head, where each keeps so many tokens or, having fewer, all: then nobody needs to ask the device."""
 
 
 class Memory(ABC):

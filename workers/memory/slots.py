@@ -123,10 +123,18 @@ class Slots:
 
         return moved(self.keys), moved(self.values), moved(self.positions)
 
-    def select(self, keep: Tensor) -> Slots:
-        """Only the tokens where ``keep`` (bool ``[B, H, K]``) holds, in the same order, physically moved together."""
+    def select(self, keep: Tensor, budget: tuple[int, ...] | None = None) -> Slots:
+        """Only the tokens where ``keep`` (bool ``[B, H, K]``) holds, in the same order, physically moved together.
+
+        ``budget`` as of a decision.
+        """
         rows, heads, num_slots = keep.shape
-        empty, longest = _alignment(keep.flatten(0, 1).sum(-1))
+        if budget is None:
+            counts: list[int] = keep.flatten(0, 1).sum(-1).tolist()  # the one time that the host asks the device
+        else:
+            counts = [min(most, num_slots - empty) for most, empty in zip(budget * rows, self.empty, strict=True)]
+        longest = max(counts)
+        empty = tuple(longest - count for count in counts)
         kernels = kernels_for(keep, "fused_selection")
         if kernels is not None and kernels.can_move(self.keys, self.values):
             nothing = self.keys[:, :, :0], self.values[:, :, :0]
@@ -250,13 +258,6 @@ def gathered_rows(parts: Sequence[Tensor], none: Tensor) -> Tensor:
 def stored_bytes(parts: Sequence[Tensor]) -> int:
     """Of what is behind tensors that may be views of something larger, of which a call that is replayed writes rows."""
     return sum({part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}.values())
-
-
-def _alignment(counts: Tensor) -> tuple[tuple[int, ...], int]:
-    """Empty slots of each lane when all are as long as the longest, and its length, from integers ``[L]``."""
-    by_lane = counts.tolist()  # the one time that the host asks the device
-    longest = max(by_lane)
-    return tuple(longest - count for count in by_lane), longest
 
 
 def vacant_slots(empty: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:

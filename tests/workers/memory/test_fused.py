@@ -16,10 +16,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tests.workers.memory.test_replay import Counted, decoded, require_equal
-from tests.workers.memory.tiny import drive, held_positions, largest_difference, random_ids
+from tests.workers.memory.tiny import drive, held_positions, largest_difference, random_ids, rival
 from workers.memory import ahead, features, token_attention
 from workers.memory.attention import memory_attached
 from workers.memory.features import SpectralSums
+from workers.memory.heuristics import HEURISTICS
 from workers.memory.memory import LayerView
 from workers.memory.namm import Namm
 from workers.memory.options import AttentionOptions
@@ -428,6 +429,16 @@ def test_tokens_are_decoded_as_without_kernels(heads, monkeypatch):
     require_equal(decoded(model, memory, ids, 46, counted), expected, 1e-4)
     assert counted.calls > 30
     assert isinstance(expected[1].layers[0].held, PackedSlots) or heads == "even"
+
+
+@pytest.mark.parametrize("name", HEURISTICS)
+def test_a_rival_keeps_what_it_keeps_without_kernels(name, monkeypatch):
+    model, ids = wide_model(), random_ids(2, 100).to(DEVICE)
+    found = []
+    for has_kernels in (False, True):
+        monkeypatch.setattr("workers.memory.kernels.can_run", lambda _, has_kernels=has_kernels: has_kernels)
+        found.append(held_positions(drive(model, rival(name, 24, 16), ids, cuts=(40,))[1]))
+    assert found[0] == found[1]
 
 
 def test_layers_may_be_kept_without_their_cache(monkeypatch):

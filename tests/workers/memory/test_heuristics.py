@@ -91,7 +91,9 @@ def run_both(name: str, layer: int, tokens: int, seed: int) -> tuple[list, list,
         if (position + 1) % EVERY == 0:
             view = LayerView(layer, position + 1, slots.keys, slots.values, slots.positions, slots.trace)
             before.append(slots.lengths.tolist())
-            slots = at_rest(slots.select(memory.decide(view).keep)).at_work()
+            decision = memory.decide(view)
+            assert slots.select(decision.keep, decision.budget).empty == slots.select(decision.keep).empty
+            slots = at_rest(slots.select(decision.keep, decision.budget)).at_work()
             for row in naive:
                 for head in row:
                     head.evict(name)

@@ -1,4 +1,7 @@
-"""How often the host waits for an accelerator under ``even``: once a layer and update, never for a decoded token."""
+"""How often the host waits for an accelerator: under ``even`` once a layer and update, never for a decoded token.
+
+Under a rival, whose budget says how many tokens are kept, never.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import warnings
 import pytest
 import torch
 
-from tests.workers.memory.tiny import NUM_LAYERS, drive, random_ids, tiny_model, tiny_namm, tiny_settings
+from tests.workers.memory.tiny import NUM_LAYERS, drive, random_ids, rival, tiny_model, tiny_namm, tiny_settings
+from workers.memory.heuristics import HEURISTICS
 from workers.memory.memory import KeepAll, Memory
 
 pytestmark = [
@@ -34,3 +38,8 @@ def waits(memory: Memory, tokens: int, cuts: tuple[int, ...]) -> int:
 def test_the_host_waits_once_for_each_layer_and_update(cuts):
     memory, tokens = tiny_namm(tiny_settings(heads="even", update_every=16)), 43
     assert waits(memory, tokens, cuts) - waits(KeepAll(), tokens, cuts) == NUM_LAYERS * (tokens // 16)
+
+
+@pytest.mark.parametrize("name", HEURISTICS)
+def test_the_host_never_waits_for_a_rival(name):
+    assert waits(rival(name, [[3, 9], [5, 5]], 16), 43, ()) == waits(KeepAll(), 43, ())
