@@ -10,10 +10,12 @@ Run from the repository root::
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -62,8 +64,8 @@ def seconds(generate: Generate, tokens: int, device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def run(options: argparse.Namespace) -> None:
-    """Measure and print."""
+def run(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Measure and print; returns the seconds of a token, by way and repeat."""
     device, shape = torch.device(options.device), MODELS[options.model]
     model = shape.model(device, DTYPES["bfloat16" if device.type == "cuda" else "float32"])
     ids = prompt_ids(shape, 1, options.prompt, device)
@@ -88,10 +90,11 @@ def run(options: argparse.Namespace) -> None:
         median = statistics.median(each)
         figures = f"{1000 * median:.1f} | {median / plain:.2f} | {1000 * min(each):.1f} | {1000 * max(each):.1f}"
         print(f"| {name} | {figures} |")
+    return taken
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print."""
+    """Measure, print, write."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.bench_generate",
         description=__doc__,
@@ -103,7 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--new-tokens", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--kept", type=int, default=500, help="tokens by layer and KV head (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
-    run(parser.parse_args(arguments))
+    parser.add_argument("--json", type=Path, help="file to write the seconds of a token to, by way and repeat")
+    options = parser.parse_args(arguments)
+    seconds_of_a_token = run(options)
+    if options.json:
+        options.json.write_text(json.dumps(seconds_of_a_token))
     return 0
 
 

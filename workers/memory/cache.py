@@ -320,7 +320,7 @@ class MemoryCache(Cache):
 
     @property
     def state_bytes(self) -> int:
-        """Bytes that the memory adds: positions and traces."""
+        """Bytes that the memory adds: positions, traces, attention yet to be told, and lists of lanes."""
         return sum(held.state_bytes for layer in self.layers for held in layer.cohorts.values())
 
 

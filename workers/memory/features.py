@@ -66,7 +66,7 @@ def observe(trace: Tensor, attention: Tensor, settings: NammSettings) -> Tensor:
     pending, count, slots = lanes.shape[1] - bins, attention.shape[2], attention.shape[3]
     frames = (pending + count - hop) // hop
     joined = trace.new_empty(len(lanes), bins + pending + count - frames * hop, slots)
-    together = max(1, len(lanes) if trace.is_cuda else OBSERVED_TOGETHER // ((pending + count) * slots))
+    together = max(1, len(lanes) if trace.is_cuda else OBSERVED_TOGETHER // max(1, (pending + count) * slots))
     row_room, room = Scratch(joined, slots), Scratch(joined, slots)
     for some in (slice(first, first + together) for first in range(0, len(lanes), together)):
         of_some = joined[some]

@@ -4,7 +4,8 @@ Heads that hold different numbers of tokens lie one after the other in memory (`
 more bytes than are held. The first kernel takes a tile of one lane's tokens to scores, their sum and what they bring;
 the second puts the tiles together, and tells what every token was paid.
 
-Shapes: B rows, H KV heads, r query heads per KV head, K slots, T packed tokens, d head size; L = B * H lanes.
+Shapes: B rows, H KV heads, r query heads per KV head, K slots, N tokens that are packed, d head size;
+L = B * H lanes.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def attend_token(
         float32 ``[B, H, 1, K]``.
     """
     paid = torch.empty(*keys.shape[:2], 1, keys.shape[2], dtype=torch.float32, device=query.device)
-    return _attended(query, keys, values, scaling, hidden, paid.view(-1, keys.shape[2]), None), paid
+    return _attended(query, keys, values, scaling, hidden, paid, (0, keys.shape[2], 1), None), paid
 
 
 def attend_packed(
@@ -58,24 +59,26 @@ def attend_packed(
 ) -> tuple[Tensor, Tensor]:
     """:func:`attend_token` of tokens that are packed; what each was paid is float32 ``[1, N]``."""
     paid = torch.empty(1, held.keys.shape[0], dtype=torch.float32, device=query.device)
-    of_later = held.later(paid[0]).flatten(0, 1)
     keys, values = held.later(held.keys), held.later(held.values)
-    return _attended(query, keys, values, scaling, hidden, of_later, (held, paid)), paid
+    places = held.lanes.total, 1, len(held.lanes.counts)
+    return _attended(query, keys, values, scaling, hidden, paid, places, held), paid
 
 
 def _attended(
-    query: Tensor, keys: Tensor, values: Tensor, scaling: float, hidden: Tensor | None, paid: Tensor,
-    packed: tuple[PackedSlots, Tensor] | None,
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float, hidden: Tensor | None,
+    paid: Tensor, places: tuple[int, int, int], packed: PackedSlots | None,
 ) -> Tensor:  # fmt: skip
-    """The output; what slots were paid goes to ``paid [L, K]``, and what packed tokens were, to those beside them."""
+    """The output; what each token was paid goes to ``paid``, packed ones first.
+
+    ``places`` are that of the first slot of the first lane, and steps from lane to lane and from slot to slot.
+    """
     rows, heads, num_slots, size = keys.shape
     lanes, group, width = rows * heads, query.shape[1] // heads, values.shape[-1]
     tile = min(TILE, TILE_BYTES // (max(size, width) * keys.element_size()))
-    num_packed, longest, front, paid_packed = 0, 0, (keys, values, keys), paid  # of which nothing is read then
+    num_packed, longest, front = 0, 0, (keys, values, keys)  # of which nothing is read then
     if packed is not None:
-        held, paid_packed = packed
-        num_packed, longest = held.lanes.total, triton.cdiv(held.lanes.longest, tile)
-        front = (held.keys, held.values, held.lanes.starts)
+        num_packed, longest = packed.lanes.total, triton.cdiv(packed.lanes.longest, tile)  # the longest in tiles
+        front = (packed.keys, packed.values, packed.lanes.starts)
     tiles = longest + triton.cdiv(num_slots, tile)
 
     def floats(*shape: int) -> Tensor:
@@ -93,7 +96,7 @@ def _attended(
     )  # fmt: skip
     output = query.new_empty(rows, heads * group, 1, width)
     _join_tiles[(tiles + group, lanes)](
-        scores, highest, total, mixed, front[2], output, paid, paid_packed, *paid.stride(),
+        scores, highest, total, mixed, front[2], output, paid, *places,
         num_slots, num_packed, longest, tiles,
         MEMBERS=triton.next_power_of_2(group), TILES=triton.next_power_of_2(tiles), TOGETHER=TOGETHER, **shape,
     )  # fmt: skip
@@ -130,8 +133,8 @@ def _attend_tile(
         return
     token = first + tl.arange(0, TILE)
     is_token, is_member = tl.arange(0, TILE) < count, member < GROUP
-    of_key = lane // heads * key_row + lane % heads * key_head + token * key_slot
-    of_value = lane // heads * value_row + lane % heads * value_head + token * value_slot
+    of_key = lane // heads * key_row + lane % heads * key_head + token.to(tl.int64) * key_slot
+    of_value = lane // heads * value_row + lane % heads * value_head + token.to(tl.int64) * value_slot
     k_here, v_here = keys + of_key, values + of_value
     if IS_PACKED:
         k_here = tl.where(is_packed, packed_keys + token.to(tl.int64) * SIZE, k_here)
@@ -188,9 +191,9 @@ def _join_output(
     tl.store(output + head * VALUES + channel, (joined / whole).to(output.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["num_slots", "num_packed", "longest", "tiles"])
+@triton.jit(do_not_specialize=["first_place", "lane_step", "slot_step", "num_slots", "num_packed", "longest", "tiles"])
 def _join_tiles(
-    scores, highest, total, mixed, starts, output, paid_slots, paid_packed, paid_lane, paid_slot,
+    scores, highest, total, mixed, starts, output, paid, first_place, lane_step, slot_step,
     num_slots, num_packed, longest, tiles,
     GROUP: tl.constexpr, MEMBERS: tl.constexpr, TILES: tl.constexpr, VALUES: tl.constexpr, TILE: tl.constexpr,
     TOGETHER: tl.constexpr, IS_PACKED: tl.constexpr,
@@ -215,7 +218,5 @@ def _join_tiles(
     place = _score_place(member, token, lane, is_packed, num_slots, num_packed, GROUP)
     score = tl.load(scores + place, mask=is_member[:, None] & is_token[None, :], other=float("-inf"))
     share = tl.exp2(score - most[:, None]) / tl.where(is_member, whole, 1.0)[:, None]
-    paid = tl.sum(share, 0) / GROUP
-    tl.store(paid_slots + lane * paid_lane + token * paid_slot, paid, mask=is_token & (is_packed == 0))
-    if IS_PACKED:
-        tl.store(paid_packed + token, paid, mask=is_token & is_packed)
+    own = tl.where(is_packed, token.to(tl.int64), first_place + lane * lane_step + token * slot_step)
+    tl.store(paid + own, tl.sum(share, 0) / GROUP, mask=is_token)

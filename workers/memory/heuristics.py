@@ -48,7 +48,8 @@ class Heuristic(Memory):
 
     def decide(self, view: LayerView) -> Decision:
         """Keep the best by importance."""
-        importance, budgets = self.importance(view), self.head_budgets(view)
+        budgets = self.head_budgets(view)
+        importance = self.importance(view).nan_to_num(math.inf, math.inf, -math.inf)  # a budget is met in any case
         if len(set(budgets)) == 1:  # as a memory does that wants every token, up to a cap, for which there is a kernel
             keep = select_wanted(importance, view.positions, "ragged", budgets[0], -math.inf)
         else:

@@ -73,6 +73,7 @@ class Meter:
             elif slots.is_even:
                 self._common_area += new_tokens * heads * slots.num_slots * token_bytes
             else:
+                self._settle()  # of lanes that are packed anew after this
                 self._area = self._area + new_tokens * token_bytes * slots.row_tokens
             return
         self._settle()

@@ -3,7 +3,8 @@
 Nothing in a replayed call can depend on what the host knows: which place a token takes, and so which are still open,
 stands in tensors that all layers share (:class:`Places`).
 
-Shapes: B rows, H KV heads, r query heads per KV head, K places, T packed tokens, d head size; L = B * H lanes.
+Shapes: B rows, H KV heads, r query heads per KV head, K places, N tokens that are packed and places behind
+them, d head size; L = B * H lanes.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from workers.memory.slots import LEAST_ROOM, Slots, full_trace, gathered_rows, s
 
 
 class Lanes:
-    """Whose tokens lie where."""
+    """Whose tokens lie where: lists that all states of a layer share from one packing to the next."""
 
     def __init__(self, counts: tuple[int, ...], heads: int, device: torch.device) -> None:
         """``counts``: packed tokens of each lane."""
@@ -42,18 +42,18 @@ class Lanes:
         return len(self.row_counts)
 
     def others(self, num_tokens: int) -> Tensor:
-        """Of so many tokens, later ones included, float32 ``[L, 1, N]``: minus infinity for another lane's, else 0."""
+        """Of so many tokens, later ones included, which are another lane's: bool ``[L, 1, N]``."""
         if self._others is None or self._others.shape[-1] < num_tokens:
-            lane = torch.arange(len(self.counts))
-            places = max(LEAST_ROOM, 2 * (num_tokens - self.total) // len(lane))
-            owner = torch.cat([lane.repeat_interleave(torch.tensor(self.counts)), lane.repeat(places)])
-            others = torch.zeros(len(lane), 1, len(owner)).masked_fill_(owner != lane[:, None, None], -torch.inf)
-            self._others = others.to(self.starts.device)
+            lane = torch.arange(len(self.counts), device=self.starts.device)
+            counts = torch.tensor(self.counts, device=lane.device)
+            places = (num_tokens - self.total) // len(lane) + LEAST_ROOM
+            owner = torch.cat([lane.repeat_interleave(counts), lane.repeat(places)])
+            self._others = owner != lane[:, None, None]
         return self._others[..., :num_tokens]
 
     @property
     def nbytes(self) -> int:
-        """Of these lists."""
+        """Of the lists, and of what :meth:`others` has made."""
         return self.starts.nbytes + (0 if self._others is None else self._others.nbytes)
 
 
@@ -89,8 +89,10 @@ class PackedSlots:
         """With one new token in every lane, ``[B, H, 1, d]``; these slots must not be appended to again."""
         held, new = self.keys.shape[0], len(self.lanes.counts)
         buffers = self.buffers
-        if buffers is None or held + new > buffers[2].shape[0]:
-            buffers = self.moved(held + new * max(LEAST_ROOM, self.num_slots // LEAST_ROOM))
+        if torch.is_grad_enabled():  # what a gradient is to be taken of must stay as it is
+            buffers = self.moved(held + new)
+        elif buffers is None or held + new > buffers[2].shape[0]:
+            buffers = self.moved(held + new * max(LEAST_ROOM, held // (new * LEAST_ROOM)))
         for buffer, added in zip(buffers, (key, value), strict=False):
             buffer.narrow(0, held, new).copy_(added.flatten(0, 2))
         buffers[2].narrow(0, held, new).fill_(position)

@@ -95,11 +95,11 @@ class Slots:
         """
         held, new = self.positions.shape[2], keys.shape[2]
         buffers = self.buffers
-        if buffers is None or held + new > buffers[2].shape[2]:
-            # Single tokens are followed by more of them, the block of a prompt by an eviction; and what a gradient is
-            # to be taken of must stay as it is.
-            is_growing = new == 1 and not torch.is_grad_enabled()
-            buffers = self.moved(held + new + (max(LEAST_ROOM, held // LEAST_ROOM) if is_growing else 0))
+        if torch.is_grad_enabled():  # what a gradient is to be taken of must stay as it is
+            buffers = self.moved(held + new)
+        elif buffers is None or held + new > buffers[2].shape[2]:
+            # Single tokens are followed by more of them, the block of a prompt by an eviction.
+            buffers = self.moved(held + new + (max(LEAST_ROOM, held // LEAST_ROOM) if new == 1 else 0))
         positions: int | Tensor = first_position
         if new > 1:
             positions = torch.arange(first_position, first_position + new, dtype=torch.int32, device=keys.device)

@@ -1,6 +1,7 @@
 """Attention of a single token, which decoding is made of: to slots, or to packed tokens where they lie.
 
-Shapes: B rows, H KV heads, r query heads per KV head, K slots, T packed tokens, d head size; L = B * H lanes.
+Shapes: B rows, H KV heads, r query heads per KV head, K slots, N tokens that are packed, d head size;
+L = B * H lanes.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def attend_token(
 def can_attend_packed(held: PackedSlots, options: AttentionOptions) -> bool:
     """Whether a token can attend to packed tokens where they lie.
 
-    For a sliding window their positions are asked for, and a gradient is taken of no part of a tensor. A processor
-    attends to every lane by itself; on an accelerator that would be too many launches, and takes a kernel.
+    For a sliding window their positions are asked for, and a gradient is taken of no part of a tensor. On an
+    accelerator a product for every lane would be too many launches, and it takes a kernel.
     """
     if options.sliding_window is not None or torch.is_grad_enabled():
         return False
@@ -87,10 +88,14 @@ def attend_packed(
 
 
 def _attend_together(query: Tensor, held: PackedSlots, options: AttentionOptions) -> tuple[Tensor, Tensor]:
-    """All heads of a row times all of its tokens, other heads' too: two products, where calls cost more than these."""
+    """All heads of a row times all of its tokens, other heads' too: two products, where calls cost more than these.
+
+    Values must be finite: one that is not would reach the other heads, too.
+    """
     heads, total = held.lanes.heads, held.keys.shape[0]
     queries = scaled(query, options).view(-1, query.shape[-1])
-    scores = scores_of(torch.mm(queries, held.keys.T), options).view(heads, -1, total).add_(held.lanes.others(total))
+    scores = scores_of(torch.mm(queries, held.keys.T), options).view(heads, -1, total)
+    scores.masked_fill_(held.lanes.others(total), -torch.inf)
     weights = softmax(scores, lane_sinks(options.sinks, heads, slice(0, heads))).flatten(0, 1)
     output = torch.mm(weights.to(held.values.dtype), held.values)
     # A token is paid by the query heads of one lane, and nothing by the others.

@@ -28,7 +28,7 @@ from workers.memory.attention import memory_attached
 from workers.memory.cache import MemoryCache
 from workers.memory.memory import KeepAll
 from workers.memory.packed import PackedSlots, at_rest
-from workers.memory.slots import Slots
+from workers.memory.slots import LEAST_ROOM, Slots
 
 TOKEN_BYTES = 2 * HEAD_SIZE * 4
 """Keys and values of one token in one KV head, float32."""
@@ -42,10 +42,10 @@ def tensors_within(thing: Any) -> Iterator[Tensor]:
         for item in thing:
             yield from tensors_within(item)
     elif isinstance(thing, dict):
-        yield from tensors_within(list(thing.values()))
+        yield from tensors_within([*thing, *thing.values()])
     elif hasattr(thing, "__dict__"):
         for name, value in vars(thing).items():
-            if name not in ("cache", "memory", "listener", "meter"):
+            if name not in ("cache", "memory", "listener"):
                 yield from tensors_within(value)
 
 
@@ -71,6 +71,23 @@ def test_bytes_reported_are_bytes_of_the_storages_and_of_the_tokens_held(memory,
     lists = sum(layer.held.lanes.nbytes for layer in cache.layers if isinstance(layer.held, PackedSlots))
     assert by_token >= cache.state_bytes - cache.spare_bytes - lists
     assert by_token <= 1.6 * cache.state_bytes
+
+
+def test_bytes_of_a_row_that_is_decoded_for_long():
+    """Its heads attend together; turns of several tokens pack it anew, and nothing of former packings stays."""
+    model, ids = tiny_model(), random_ids(1, 120)
+    with torch.no_grad(), memory_attached(model, rival("l2norm", [[1, 9], [4, 6]], 1_000)) as cache:
+        turns = [*[16] * 2, *[1] * 40, *[3, 1] * 12]
+        cache.memory.update_every = 16
+        for turn, tokens in enumerate(ids.split(turns, dim=1)):
+            model(tokens, past_key_values=cache, use_cache=True)
+            if turn == 1:
+                cache.memory.update_every = 1_000
+            assert storage_bytes(cache) == cache.cache_bytes + cache.state_bytes
+        for layer in cache.layers:
+            assert isinstance(layer.held, PackedSlots)
+            lanes, tokens = layer.held.lanes, layer.held.keys.shape[0]
+            assert 2 * tokens <= lanes.nbytes - 4 * (2 + 1) <= 2 * (tokens + 2 * LEAST_ROOM)
 
 
 def test_heads_and_rows_of_different_length_are_packed():

@@ -160,7 +160,7 @@ def plain_token(query: Tensor, slots: Slots, scaling: float, hidden: int) -> tup
 @pytest.mark.parametrize("hidden", [0, 5])
 @pytest.mark.parametrize("case", CASES)
 def test_a_token_attends(case, hidden, dtype):
-    """To slots or, where heads hold different numbers, to packed tokens and their tail; to several tiles of them."""
+    """To slots or, where heads hold different numbers, to packed tokens and later ones; to several tiles of them."""
     shape, generator = CASES[case], torch.Generator().manual_seed(3)
     held = some_slots(dtype=dtype, **{**shape, "new": 0})
     key, value = torch.randn(2, shape["rows"], shape["heads"], shape["new"], shape["size"], generator=generator)

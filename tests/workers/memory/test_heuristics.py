@@ -126,6 +126,16 @@ def test_budgets_are_met_exactly_by_layer_and_head_and_the_newest_is_kept(name):
             assert keep[:, head].sum(-1).tolist() == held.clamp(max=budget[view.layer][head]).tolist()
 
 
+@pytest.mark.parametrize("budget", [(5, 5), (5, 7)], ids=["shared", "by-head"])
+def test_a_budget_is_met_whatever_the_keys_are(budget):
+    keys = torch.randn(1, 2, 20, SIZE, generator=torch.Generator().manual_seed(0))
+    keys[:, 0, 3], keys[:, 1, 4] = torch.nan, torch.inf
+    slots = Slots.nothing(keys[:, :, :0], keys[:, :, :0], 0).append(keys, keys, 0)
+    view = LayerView(0, 20, slots.keys, slots.values, slots.positions, slots.full_trace())
+    decision = rival("l2norm", [budget], EVERY).decide(view)
+    assert tuple(decision.keep.sum(-1)[0].tolist()) == decision.budget == budget
+
+
 def test_a_budget_below_one_keeps_the_newest_token():
     _, cache = drive(tiny_model(), rival("l2norm", 0), random_ids(1, 24))
     assert held_positions(cache) == [[[[23], [23]]], [[[23], [23]]]]

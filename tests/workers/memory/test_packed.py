@@ -45,10 +45,13 @@ def first_row(slots: Slots) -> Slots:
     return Slots(*rows, slots.empty[:2])
 
 
+WAYS = [("lanes", options) for options in OPTIONS]
+WAYS += [(way, options) for way in ("lanes-of-a-row", "together") for options in ("plain", "softcap", "sinks")]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("way", ["lanes", "lanes-of-a-row", "together"])
+@pytest.mark.parametrize(("way", "options"), WAYS)
 def test_a_token_attends_to_packed_slots_as_to_padded_ones(way, options, dtype, monkeypatch):
     slots, rows = ragged_slots(dtype), 2
     if way != "lanes":
@@ -63,6 +66,32 @@ def test_a_token_attends_to_packed_slots_as_to_padded_ones(way, options, dtype, 
     bound = 1e-6 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(output, expected, rtol=bound, atol=bound)
     torch.testing.assert_close(paid, lying.apart(rows.attention), rtol=bound, atol=bound)
+
+
+@torch.no_grad()
+def test_a_head_is_not_disturbed_by_the_keys_of_another():
+    """Whose products may be beyond half precision."""
+    held = packed(first_row(ragged_slots(torch.float16)))
+    key, query = normal(1, 2, 1, 16, dtype=torch.float16), normal(1, 8, 1, 16, dtype=torch.float16)
+    key[:, 0], query[:, 4:] = 1_000.0, 100.0
+    output, paid = attend_packed(query, held.append(key, key, AFTER), AFTER, AttentionOptions(0.3))
+    assert output[:, 4:].isfinite().all()
+    assert paid[:, held.lanes.counts[0] : held.lanes.total].isfinite().all()
+
+
+def test_a_gradient_is_taken_through_several_decoded_tokens():
+    """What it is taken of must not be written to by the tokens that follow."""
+    gradients = []
+    for budget in ([[3, 9], [4, 6]], [[9, 9], [9, 9]]):
+        model, ids = tiny_model().requires_grad_(True), random_ids(1, 28)
+        with memory_attached(model, rival("recent", budget, 8)) as cache:
+            outputs = [
+                model(part, past_key_values=cache, use_cache=True).logits for part in ids.split([24, 1, 1, 1, 1], 1)
+            ]
+            assert isinstance(cache.layers[0].held, PackedSlots) == (budget[0][0] == 3)
+        torch.cat(outputs, dim=1).square().mean().backward()
+        gradients.append(model.model.layers[0].self_attn.k_proj.weight.grad)
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients)
 
 
 def test_packed_tokens_are_unpacked_for_a_gradient():
