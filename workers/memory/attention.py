@@ -121,18 +121,17 @@ def sweep(
     start = 0
     while start < num_queries:
         held = held.at_work()
-        _, stop = next(blocks(seen, num_queries - start, layer.cache.memory.update_every))
-        block = slice(start, start + stop)
-        if ahead := tokens_ahead(layer, held, query[:, :, start:], seen, options):
-            block = slice(start, start + ahead)
-            tensors = (query[:, :, block], key[:, :, block], value[:, :, block])
+        ahead = tokens_ahead(layer, held, query[:, :, start:], seen, options)
+        _, size = next(blocks(seen, num_queries - start, layer.cache.memory.update_every))
+        block = slice(start, start + (ahead or size))
+        tensors = (query[:, :, block], key[:, :, block], value[:, :, block])
+        if ahead:
             output, settle = sweep_ahead(layer, cohort, held, seen, *tensors, options)
             if block.stop == num_queries:
                 layer.owe(cohort, settle)
                 return output if not outputs else torch.cat([*outputs, output], dim=2)
             held = settle()
         else:
-            tensors = (query[:, :, block], key[:, :, block], value[:, :, block])
             output, held = _block(layer, cohort, held, seen, *tensors, options)
         seen, start = seen + block.stop - block.start, block.stop
         outputs.append(output if start == num_queries else output.clone())  # a recorded sweep writes to one place

@@ -2,7 +2,7 @@
 
 What was there when they were packed lies lane by lane (row by row, head by head). Tokens decoded since, one in every
 lane at a time, lie behind in the order in which they came: these are the *later* ones. So a decoded token moves nothing
-until the memory decides, and attends to all where they lie (``token_attention.py``).
+while there is room, and attends to all where they lie (``token_attention.py``).
 
 Shapes: B rows, H KV heads, L = B * H lanes, P packed tokens of all lanes together, K later ones of each lane,
 N = P + K * L, d head size, C channels.
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.memory.slots import LEAST_ROOM, Slots, full_trace, gathered_rows, stored_bytes, vacant_slots
+from workers.memory.slots import LEAST_ROOM, Slots, full_trace, gathered_rows, roomy, stored_bytes, vacant_slots
 
 
 class Lanes:
@@ -105,13 +105,7 @@ class PackedSlots:
 
     def moved(self, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
         """The tokens in buffers for ``capacity`` of them."""
-
-        def moved(held: Tensor) -> Tensor:
-            buffer = held.new_empty(capacity, *held.shape[1:])
-            buffer[: held.shape[0]] = held
-            return buffer
-
-        return moved(self.keys), moved(self.values), moved(self.positions)
+        return roomy(self.keys, capacity, 0), roomy(self.values, capacity, 0), roomy(self.positions, capacity, 0)
 
     def later(self, tensor: Tensor) -> Tensor:
         """Of ``tensor [N, …]`` the later tokens' part, by lane, as a view: ``[B, H, K, …]``."""

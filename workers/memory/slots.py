@@ -115,13 +115,7 @@ class Slots:
 
     def moved(self, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
         """The tokens in buffers for ``capacity`` of them."""
-
-        def moved(held: Tensor) -> Tensor:
-            buffer = held.new_empty(*held.shape[:2], capacity, *held.shape[3:])
-            buffer[:, :, : held.shape[2]] = held
-            return buffer
-
-        return moved(self.keys), moved(self.values), moved(self.positions)
+        return roomy(self.keys, capacity, 2), roomy(self.values, capacity, 2), roomy(self.positions, capacity, 2)
 
     def select(self, keep: Tensor, budget: tuple[int, ...] | None = None) -> Slots:
         """Only the tokens where ``keep`` (bool ``[B, H, K]``) holds, in the same order, physically moved together.
@@ -227,6 +221,13 @@ class Slots:
     def token_state_bytes(self) -> int:
         """Bytes of a token's position, trace and untold attention, however it is stored beside others."""
         return 4 * (1 + self.trace.shape[-1] + self.num_recent)
+
+
+def roomy(held: Tensor, capacity: int, axis: int) -> Tensor:
+    """A copy with anything behind its end along an axis."""
+    buffer = held.new_empty(*held.shape[:axis], capacity, *held.shape[axis + 1 :])
+    buffer.narrow(axis, 0, held.shape[axis]).copy_(held)
+    return buffer
 
 
 def full_trace(trace: Tensor, num_tokens: int) -> Tensor:

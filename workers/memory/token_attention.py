@@ -31,8 +31,8 @@ def attend_token(
     # Two kernels take the device half as long as these calls, but the host longer: not when a call is only replayed.
     kernels = kernels_for(query, "fused_token") if hidden is not None else None
     if kernels is not None and kernels.can_serve(keys, values, options):
-        output, paid = kernels.attend_token(query, keys, values, options.scaling, hidden)
-        return output, paid
+        attended: tuple[Tensor, Tensor] = kernels.attend_token(query, keys, values, options.scaling, hidden)
+        return attended
     num_rows, heads, num_slots, size = keys.shape
     lanes = num_rows * heads
     queries = scaled(query, options).reshape(lanes, -1, size)
@@ -74,8 +74,8 @@ def attend_packed(
         The output, and the attention ``[1, N]``.
     """
     if (kernels := _token_kernels(held, options)) is not None:
-        output, paid = kernels.attend_packed(query, held, options.scaling, hidden)
-        return output, paid
+        attended: tuple[Tensor, Tensor] = kernels.attend_packed(query, held, options.scaling, hidden)
+        return attended
     if not can_attend_packed(held, options):
         slots = held.in_view()
         gathered = WholeRows(slots, 1)
