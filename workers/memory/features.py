@@ -61,21 +61,16 @@ def observe(trace: Tensor, attention: Tensor, settings: NammSettings) -> Tensor:
     if kernels is not None and kernels.can_observe(trace, attention, settings):
         observed: Tensor = kernels.observe(trace, attention, settings)
         return observed
-    hop, bins = settings.hop, settings.num_bins
-    lanes, paid = trace.flatten(0, 1).transpose(1, 2), attention.flatten(0, 1)
-    pending, count, slots = lanes.shape[1] - bins, attention.shape[2], attention.shape[3]
-    frames = (pending + count - hop) // hop
-    joined = trace.new_empty(len(lanes), bins + pending + count - frames * hop, slots)
-    together = max(1, len(lanes) if trace.is_cuda else OBSERVED_TOGETHER // max(1, (pending + count) * slots))
-    row_room, room = Scratch(joined, slots), Scratch(joined, slots)
-    for some in (slice(first, first + together) for first in range(0, len(lanes), together)):
-        of_some = joined[some]
-        rows = row_room.shaped(len(of_some), pending + count, slots)
-        rows[:, :pending], rows[:, pending:] = lanes[some, bins:], paid[some]
-        of_some[:, :bins], of_some[:, bins:] = lanes[some, :bins], rows[:, frames * hop :]
-        _fold(rows, frames, of_some[:, :bins], settings.ema**hop, room)
-    new = joined.transpose(1, 2)
-    return new.view(*trace.shape[:3], new.shape[2])
+    paid = attention.flatten(0, 1)
+    num_lanes, num_queries, num_slots = paid.shape
+    sums = SpectralSums(trace, num_queries, settings)
+    num_rows = trace.shape[3] - settings.num_bins + num_queries
+    together = num_lanes if trace.is_cuda else max(1, OBSERVED_TOGETHER // max(1, num_rows * num_slots))
+    for first in range(0, num_lanes, max(1, together)):
+        lanes = slice(first, min(first + together, num_lanes))
+        sums.room(lanes, slice(0, num_queries), slice(0, num_slots)).copy_(paid[lanes])
+        sums.take_in()
+    return sums.trace
 
 
 class SpectralSums:
@@ -87,12 +82,14 @@ class SpectralSums:
     def __init__(self, trace: Tensor, num_queries: int, settings: NammSettings) -> None:
         """``trace [B, H, K, bins + pending]`` is of all slots, those of the block's own tokens included."""
         self._shape, self._settings = trace.shape[:3], settings
-        lanes = trace.flatten(0, 1).transpose(1, 2)
-        self._average = lanes[:, : settings.num_bins].contiguous()
-        self._pending = lanes[:, settings.num_bins :]
+        lanes, bins = trace.flatten(0, 1).transpose(1, 2), settings.num_bins
+        self._pending = lanes[:, bins:]
         pending = self._pending.shape[1] + num_queries
         num_left = pending - (pending - settings.hop) // settings.hop * settings.hop
-        self._left = trace.new_zeros(len(lanes), num_left, trace.shape[2])
+        self._new = trace.new_empty(len(lanes), bins + num_left, trace.shape[2])
+        self._average, self._left = self._new[:, :bins], self._new[:, bins:]
+        self._average.copy_(lanes[:, :bins])
+        self._left.zero_()
         self._num_queries = num_queries
         self._row_room, self._spectrum_room = Scratch(trace, trace.shape[2]), Scratch(trace, trace.shape[2])
         self._carried = self._pending[:0]
@@ -118,15 +115,16 @@ class SpectralSums:
         frames = (self._rows.shape[1] - hop) // hop
         average = self._average[self._lanes, :, self._columns]
         _fold(self._rows, frames, average, self._settings.ema**hop, self._spectrum_room)
-        self._carried = self._rows[:, frames * hop :].clone()
+        unfinished = self._rows[:, frames * hop :]
         if self._queries.stop == self._num_queries:
-            self._left[self._lanes, :, self._columns] = self._carried
+            self._left[self._lanes, :, self._columns] = unfinished
+        else:
+            self._carried = unfinished.clone()
 
     @property
     def trace(self) -> Tensor:
         """The new traces, ``[B, H, K, bins + pending']``."""
-        joined = torch.cat([self._average, self._left], dim=1).transpose(1, 2)
-        return joined.view(*self._shape, joined.shape[-1])
+        return self._new.transpose(1, 2).view(*self._shape, self._new.shape[1])
 
 
 def _fold(rows: Tensor, frames: int, average: Tensor, decay: float, room: Scratch) -> None:

@@ -26,17 +26,17 @@ class Heuristic(Memory):
         is_table = all(isinstance(heads, tuple) and len(heads) == len(spec.budget[0]) for heads in spec.budget)
         if not spec.budget or not is_table:
             raise ValueError(f"the budget of {spec.name} must name tokens by layer and KV head: got {spec.budget!r}")
-        self._budget = torch.tensor(spec.budget)
+        self._budget: tuple[tuple[int, ...], ...] = spec.budget
 
     def head_budgets(self, view: LayerView) -> tuple[int, ...]:
         """Tokens that each head of the layer may hold after an update, at least one."""
-        layers, heads = self._budget.shape
+        layers, heads = len(self._budget), len(self._budget[0])
         if view.layer >= layers or view.positions.shape[1] != heads:
             raise ValueError(
                 f"the budget names {layers} layers of {heads} KV heads, but the model has a layer {view.layer} of "
                 f"{view.positions.shape[1]}: take the model that the budget was made for"
             )
-        return tuple(max(1, tokens) for tokens in self._budget[view.layer].tolist())
+        return tuple(max(1, tokens) for tokens in self._budget[view.layer])
 
     def budget(self, view: LayerView) -> Tensor:
         """:meth:`head_budgets` where the layer is, integer ``[H]``."""
