@@ -58,26 +58,41 @@ def attend_and_observe(
     ``sources`` (int32 ``[B, H, K']``) of which slots the trace is (``Aligned.sources``), where not of the first.
     The output is written to ``output`` where that is given, or lies in memory token by token.
     """
+    empty = _empty(slots.empty, query.device) if empty is None else empty
+    if output is None:
+        rows, query_heads, num_queries, size = query.shape
+        output = query.new_empty(rows, num_queries, query_heads, size).transpose(1, 2)
+    log_sums = _attended(query, slots, options, empty, output)
+    return output, _observed(query, slots, options, spectrum, empty, sources, log_sums)
+
+
+def _attended(query: Tensor, slots: Slots, options: AttentionOptions, empty: Tensor, output: Tensor) -> Tensor:
+    """Attention into ``output``; the base-2 logarithms of its sums of exponentials, float32 ``[B * H * r, n]``."""
+    rows, query_heads, num_queries, size = query.shape
+    heads, num_slots = slots.positions.shape[1:]
+    log_sums = torch.empty(rows * query_heads, num_queries, dtype=torch.float32, device=query.device)
+    block = 64 if num_queries >= 64 else 16
+    tile = min(64, TILE_BYTES // (size * query.element_size()))
+    keys_and_values = (slots.keys.flatten(0, 1), slots.values.flatten(0, 1))
+    _attend[(triton.cdiv(num_queries, block), rows * query_heads)](
+        query, *(TensorDescriptor.from_tensor(tensor, [1, tile, size]) for tensor in keys_and_values),
+        output, log_sums, empty, *query.stride()[:3], *output.stride()[:3],
+        query_heads, num_queries, num_slots, options.scaling * LOG2_E,
+        GROUP=query_heads // heads, SIZE=size, QUERIES=block, SLOTS=tile, PRECISION=_precision(query),
+        num_warps=4, num_stages=2 if query.dtype == torch.float32 else 3,
+    )  # fmt: skip
+    return log_sums
+
+
+def _observed(
+    query: Tensor, slots: Slots, options: AttentionOptions, spectrum: NammSettings, empty: Tensor,
+    sources: Tensor | None, log_sums: Tensor,
+) -> Tensor:  # fmt: skip
+    """The trace ``[B, H, K, bins + hop]`` after attention whose sums have the logarithms ``log_sums``."""
     rows, query_heads, num_queries, size = query.shape
     heads, num_slots = slots.positions.shape[1:]
     lanes, group = rows * heads, query_heads // heads
-    keys, values = slots.keys.flatten(0, 1), slots.values.flatten(0, 1)
-    empty = _empty(slots.empty, query.device) if empty is None else empty
-    if output is None:
-        output = query.new_empty(rows, num_queries, query_heads, size).transpose(1, 2)
-    log_sums = torch.empty(rows * query_heads, num_queries, dtype=torch.float32, device=query.device)
-    scale = options.scaling * LOG2_E
-    precision = "ieee" if query.dtype == torch.float32 else "tf32"
-    block = 64 if num_queries >= 64 else 16
-    tile = min(64, TILE_BYTES // (size * query.element_size()))
-    _attend[(triton.cdiv(num_queries, block), rows * query_heads)](
-        query, *(TensorDescriptor.from_tensor(tensor, [1, tile, size]) for tensor in (keys, values)),
-        output, log_sums, empty, *query.stride()[:3], *output.stride()[:3],
-        query_heads, num_queries, num_slots, scale,
-        GROUP=group, SIZE=size, QUERIES=block, SLOTS=tile, PRECISION=precision,
-        num_warps=4, num_stages=2 if query.dtype == torch.float32 else 3,
-    )  # fmt: skip
-    trace = slots.trace.flatten(0, 1)
+    keys, trace = slots.keys.flatten(0, 1), slots.trace.flatten(0, 1)
     num_traced = trace.shape[1] if sources is None else sources.shape[2]
     observed = torch.empty(lanes, spectrum.num_bins + HOP, num_slots, dtype=torch.float32, device=query.device)
     # Attention is small: in float16 it is as exact as in tf32, when it is counted in thousandths.
@@ -86,12 +101,18 @@ def attend_and_observe(
         query, keys, log_sums, trace, empty if sources is None else sources, observed, empty,
         _basis(query.device, dtype),
         *query.stride()[:3], keys.stride(0), keys.stride(1), trace.stride(0), trace.stride(1), trace.stride(2),
-        heads, num_queries, num_slots, num_traced, scale, spectrum.ema**HOP,
+        heads, num_queries, num_slots, num_traced, options.scaling * LOG2_E, spectrum.ema**HOP,
         IS_LISTED=sources is not None, GROUP=group, MEMBERS=min(MEMBERS, triton.next_power_of_2(group)), SIZE=size,
-        SLOTS=OBSERVED_SLOTS, STEP=HOP, UNIT=unit, PRECISION=precision,
+        SLOTS=OBSERVED_SLOTS, STEP=HOP, UNIT=unit, PRECISION=_precision(query),
         num_warps=OBSERVED_WARPS, num_stages=OBSERVED_STAGES,
     )  # fmt: skip
-    return output, observed.transpose(1, 2).unflatten(0, (rows, heads))
+    after = observed.transpose(1, 2)
+    return after.view(rows, heads, *after.shape[1:])
+
+
+def _precision(query: Tensor) -> str:
+    """Of products."""
+    return "ieee" if query.dtype == torch.float32 else "tf32"
 
 
 def can_observe(trace: Tensor, attention: Tensor, spectrum: NammSettings) -> bool:
