@@ -113,7 +113,7 @@ def _of_the_process(seconds: dict[str, float]) -> Iterator[None]:
 
 @contextmanager
 def _of_the_device(seconds: dict[str, float]) -> Iterator[None]:
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as recorded:
         with _wrapped(lambda part: record_function(RANGE + part)):
             yield
         torch.cuda.synchronize()
