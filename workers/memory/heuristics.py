@@ -16,6 +16,9 @@ from workers.memory.memory import Decision, LayerView, Memory
 from workers.memory.selection import select_top, select_wanted
 from workers.memory.specs import RivalSpec
 
+NORM_BITS = 14
+"""Of a norm that keys are ordered by: float32 has 24, of which a rotation may change the last few."""
+
 
 class Heuristic(Memory):
     """Keeps the ``budget`` most important tokens of each head at every update; the newest is always among them."""
@@ -72,8 +75,13 @@ class L2Norm(Heuristic):
     """Keys of small norm attract attention (arXiv 2406.11430)."""
 
     def importance(self, view: LayerView) -> Tensor:
-        """Minus the squared norm of the key: the same order as by the norm."""
-        return view.keys.float().square().sum(dim=-1).neg()
+        """Minus the squared norm of the key: the same order as by the norm.
+
+        To so many bits as no rounding reaches: a word that comes twice has keys of one norm in the first layer, up to
+        what their rotations leave, and how a text is cut into calls must not decide between the two.
+        """
+        mantissa, exponent = torch.frexp(view.keys.float().square().sum(dim=-1))
+        return torch.ldexp((mantissa * 2.0**NORM_BITS).round(), exponent).neg()
 
 
 class Random(Heuristic):

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from tests.workers.memory.tiny import (
+    ROUNDING,
     drive,
     held_positions,
     largest_difference,
@@ -43,7 +44,7 @@ def test_keys_and_values_of_the_first_layer_are_the_plain_models_at_the_position
             for name in ("keys", "values"):
                 ours = getattr(slots, name)[row, head, -len(positions) :]
                 theirs = getattr(plain.layers[0], name)[row, head, positions]
-                assert largest_difference(ours, theirs) < 1e-5
+                assert largest_difference(ours, theirs) < ROUNDING
 
 
 class Watcher(Memory):

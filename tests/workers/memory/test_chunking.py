@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.workers.memory.tiny import (
     MODELS,
+    ROUNDING,
     drive,
     held_positions,
     largest_difference,
@@ -50,7 +51,7 @@ cuts = st.lists(st.integers(1, LENGTH - 1), unique=True, max_size=8).map(sorted)
 def require_same(ours, theirs, rows=None) -> None:
     """Same logits and held positions; ``rows`` picks those of ``theirs`` to compare with."""
     rows = range(len(theirs[0])) if rows is None else rows
-    assert largest_difference(ours[0], theirs[0][list(rows)]) < 1e-5
+    assert largest_difference(ours[0], theirs[0][list(rows)]) < ROUNDING
     assert held_positions(ours[1]) == [[layer[row] for row in rows] for layer in held_positions(theirs[1])]
 
 

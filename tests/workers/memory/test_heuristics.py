@@ -194,3 +194,17 @@ def test_a_budget_that_does_not_name_layers_and_heads_is_refused(budget):
 def test_a_budget_for_another_model_is_refused(budget):
     with pytest.raises(ValueError, match="budget"):
         drive(tiny_model(), rival("recent", budget), random_ids(1, 24))
+
+
+def test_a_word_that_comes_twice_is_as_important_both_times_however_its_keys_were_rotated():
+    size, positions = 64, torch.arange(2000, dtype=torch.int32)
+    angles = positions[:, None] * 10_000.0 ** -(torch.arange(0, size, 2) / size)
+    real, imaginary = torch.randn(2, size // 2, generator=torch.Generator().manual_seed(0))
+    keys = torch.cat(
+        [real * angles.cos() - imaginary * angles.sin(), real * angles.sin() + imaginary * angles.cos()], 1
+    )
+    norms = keys.square().sum(-1)
+    assert len(norms.unique()) > 1  # what would decide between them is rounding
+    view = LayerView(0, 2000, keys[None, None], keys[None, None], positions[None, None], keys.new_zeros(1, 1, 2000, 0))
+    keep = rival("l2norm", [[20]]).decide(view).keep
+    assert keep[0, 0].nonzero()[:, 0].tolist() == [*range(19), 1999]  # the first of those that are alike, and the newest
