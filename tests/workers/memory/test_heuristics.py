@@ -207,4 +207,4 @@ def test_a_word_that_comes_twice_is_as_important_both_times_however_its_keys_wer
     assert len(norms.unique()) > 1  # what would decide between them is rounding
     view = LayerView(0, 2000, keys[None, None], keys[None, None], positions[None, None], keys.new_zeros(1, 1, 2000, 0))
     keep = rival("l2norm", [[20]]).decide(view).keep
-    assert keep[0, 0].nonzero()[:, 0].tolist() == [*range(19), 1999]  # the first of those that are alike, and the newest
+    assert keep[0, 0].nonzero()[:, 0].tolist() == [*range(19), 1999]  # the first ones of what is alike
