@@ -30,9 +30,14 @@ TILE_BYTES = 16_384
 """Of keys, and of values, that the first kernel looks at together."""
 MEMBERS = 4
 """Query heads that the second kernel multiplies at once."""
-OBSERVED_SLOTS, OBSERVED_WARPS, OBSERVED_STAGES = 128, 4, 2
-"""Of the second kernel: what took least time on an H200 at 512 queries and 4,608 slots, among twenty settings: 67 µs.
-By arithmetic the products alone take 30 and the exponentials 20."""
+OBSERVED_SLOTS, OBSERVED_STAGES = 128, 2
+"""Of a program of the second kernel: what took least time on an H200 at 512 queries and 4,608 slots of eight heads,
+among twenty settings: 67 µs. By arithmetic the products alone take 30 and the exponentials 20."""
+FEW_OBSERVED_SLOTS, FEW_OBSERVED_STAGES = 64, 3
+"""The same where there would be few programs, each of which goes from hop to hop: smaller ones keep more of the device
+at work. 43 µs at 2,560 slots, where it took 55."""
+MANY_PROGRAMS = 256
+"""Some two for each multiprocessor of such a device."""
 TOLD_SLOTS = 64
 """Of a program that is given attention."""
 LOG2_E = 1.4426950408889634
@@ -97,14 +102,16 @@ def _observed(
     observed = torch.empty(lanes, spectrum.num_bins + HOP, num_slots, dtype=torch.float32, device=query.device)
     # Attention is small: in float16 it is as exact as in tf32, when it is counted in thousandths.
     dtype, unit = (torch.float32, 1.0) if query.dtype == torch.float32 else (torch.float16, 1024.0)
-    _observe[(lanes, triton.cdiv(num_slots, OBSERVED_SLOTS))](
+    is_many = lanes * triton.cdiv(num_slots, OBSERVED_SLOTS) > MANY_PROGRAMS
+    tile = OBSERVED_SLOTS if is_many else FEW_OBSERVED_SLOTS
+    _observe[(lanes, triton.cdiv(num_slots, tile))](
         query, keys, log_sums, trace, empty if sources is None else sources, observed, empty,
         _basis(query.device, dtype),
         *query.stride()[:3], keys.stride(0), keys.stride(1), trace.stride(0), trace.stride(1), trace.stride(2),
         heads, num_queries, num_slots, num_traced, options.scaling * LOG2_E, spectrum.ema**HOP,
         IS_LISTED=sources is not None, GROUP=group, MEMBERS=min(MEMBERS, triton.next_power_of_2(group)), SIZE=size,
-        SLOTS=OBSERVED_SLOTS, STEP=HOP, UNIT=unit, PRECISION=_precision(query),
-        num_warps=OBSERVED_WARPS, num_stages=OBSERVED_STAGES,
+        SLOTS=tile, STEP=HOP, UNIT=unit, PRECISION=_precision(query),
+        num_warps=4, num_stages=OBSERVED_STAGES if is_many else FEW_OBSERVED_STAGES,
     )  # fmt: skip
     after = observed.transpose(1, 2)
     return after.view(rows, heads, *after.shape[1:])

@@ -81,8 +81,10 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("many_programs", [0, 10_000], ids=["many-programs", "few"])
 @pytest.mark.parametrize("case", CASES)
-def test_attention_and_spectrum(case, dtype):
+def test_attention_and_spectrum(case, many_programs, dtype, monkeypatch):
+    monkeypatch.setattr(fused_attention, "MANY_PROGRAMS", many_programs)
     shape = CASES[case]
     slots = some_slots(dtype=dtype, **shape)
     options = AttentionOptions(scaling=1.3 * shape["size"] ** -0.5)
