@@ -145,8 +145,8 @@ def _choose(
 ):  # fmt: skip
     """One lane: how many its row's greediest head wants, or itself, and as many of its own best.
 
-    The least of those is found two bits at a time, among integers that are ordered as the importances are, until as
-    many are at least as large as shall be kept.
+    The least of those is found bit by bit, among integers that are ordered as the importances are, until as many are
+    at least as large as shall be kept.
     """
     lane = tl.program_id(0).to(tl.int64)
     row = lane // HEADS
@@ -165,19 +165,13 @@ def _choose(
     ordered = tl.where(is_held, ordered, -2147483648)
     ordered = tl.where(slot == num_slots - 1, 2147483647, ordered)
     ordered = tl.where(slot < num_slots, ordered, -2147483648)
-    least, at_least, bit = -2147483648, SLOTS, 30
+    least, at_least, bit = -2147483648, SLOTS, 31
     while (bit >= 0) & (at_least != count):
-        step = 1 << bit  # three of the highest ones run over, to what is meant
-        one, two, three = least + step, least + 2 * step, least + 3 * step
-        above = (ordered >= one).to(tl.int64) + ((ordered >= two).to(tl.int64) << 16)
-        above = tl.sum(above + ((ordered >= three).to(tl.int64) << 32), 0)  # waiting for one sum costs as for three
-        above_one, above_two, above_three = above & 0xFFFF, (above >> 16) & 0xFFFF, above >> 32
-        steps = (above_one >= count).to(tl.int32) + (above_two >= count).to(tl.int32)
-        steps += (above_three >= count).to(tl.int32)
-        least += steps * step
-        found = tl.where(steps == 3, above_three, tl.where(steps == 2, above_two, above_one)).to(tl.int32)
-        at_least = tl.where(steps == 0, at_least, found)
-        bit -= 2
+        higher = least + (1 << bit)  # of the first bit too: the sum runs over, to zero
+        above = tl.sum((ordered >= higher).to(tl.int32), 0)
+        least = tl.where(above >= count, higher, least)
+        at_least = tl.where(above >= count, above, at_least)
+        bit -= 1
     kept = ordered >= least
     if at_least != count:  # some are equal: the first of them
         is_above, is_at = ordered > least, ordered == least
