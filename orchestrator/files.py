@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,6 +93,15 @@ def write_json_atomic(path: Path, value: Any) -> None:
 def json_bytes(value: Any) -> bytes:
     """``value`` as indented JSON for a file of its own; floats survive exactly."""
     return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def finite(value: Any) -> Any:
+    """Plain values without what JSON has no word for: NaN and infinities become nulls, which charts leave out."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:

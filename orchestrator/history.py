@@ -38,6 +38,8 @@ JOURNAL_VERSION = 2
 
 _FIRST_JOURNAL = "journal.jsonl"
 """Where version 1 was."""
+_LATEST_MS = 253_402_300_800_000
+"""The year 10,000, which no calendar here knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +180,13 @@ def _attempt(line: dict[str, Any]) -> Attempt:
         raise RunFolderError(_other_version(version))
     if line.pop("kind") != "attempt":
         raise ValueError("it does not say whose it is")
-    return Attempt(**line)
+    attempt = Attempt(**line)
+    is_plain = isinstance(attempt.config, dict) and all(
+        isinstance(number, int) for number in (attempt.attempt, attempt.pid, attempt.opened_ms, attempt.inherits)
+    )
+    if not is_plain or not 0 <= attempt.opened_ms < _LATEST_MS:
+        raise ValueError("its fields are not what a driver writes")
+    return attempt
 
 
 def _generation(line: dict[str, Any], expected: int) -> GenerationRecord:

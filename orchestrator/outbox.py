@@ -33,6 +33,16 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 
 
+def _delivered_bytes(path: Path) -> int:
+    """None, where that cannot be read: to deliver twice does no harm, and tracking must not stop a run."""
+    try:
+        delivered = read_json(path)
+    except ValueError:
+        return 0
+    count = delivered.get("bytes") if isinstance(delivered, dict) else None
+    return max(0, count) if isinstance(count, int) else 0
+
+
 class Outbox:
     """Items in order of arrival, and how many of them were delivered."""
 
@@ -53,7 +63,7 @@ class Outbox:
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open as long as the outbox
         self._size = self.path.read_bytes().rfind(b"\n") + 1
         os.ftruncate(self._file.fileno(), self._size)  # a line without its end was torn by a crash
-        self._delivered_size: int = min((read_json(self._delivered_path) or {"bytes": 0})["bytes"], self._size)
+        self._delivered_size = min(_delivered_bytes(self._delivered_path), self._size)
 
     def put(self, item: Item) -> None:
         """Add an item. A full disk loses it with a warning, because tracking must not stop a run."""

@@ -17,7 +17,7 @@ import torch
 from orchestrator.analysis.forgetting import TextToRead, forgetting
 from orchestrator.analysis.queries import EXTRA, database, is_installed, write_journal_tables
 from orchestrator.config import RunConfig, config_from_dict
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, StorageError
 from orchestrator.history import read_journal
 from orchestrator.pages.report import report_page
 from orchestrator.readiness import available
@@ -60,7 +60,10 @@ def make_report(folder: Folder, *, trace: Trace, model: ModelSettings | None = N
     if folder.exists(f"{CHAMPION}/config.json") and _is_to_be_traced(folder, settings, trace):
         trace_run(folder, store, config, settings)
     if contents.generations:
-        write_journal_tables(store, folder)
+        try:
+            write_journal_tables(store, folder)
+        except StorageError as error:  # for others: the page makes them for itself
+            _logger.warning("the page is made without them: %s", error)
     with database(folder) as tables:
         return report_page(tables, run=folder.name, settings_file=settings_file(contents.attempts[-1].config))
 

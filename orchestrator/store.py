@@ -121,9 +121,8 @@ class Store:
     def staged_generations(self) -> list[int]:
         """Generations with units that are not compacted yet, ascending."""
         self._folder.settle()
-        return sorted(
-            {_generation_of(_key_of(name)) for name in self._folder.names(_UNITS) if name.endswith(".parquet")}
-        )
+        keys = (_key_of(name) for name in self._folder.names(_UNITS) if name.endswith(".parquet"))
+        return sorted({_generation_of(key) for key in keys if re.match(r"g-?\d+_", key)})  # others are not ours
 
     def compact(self, name: str, generations: Sequence[int]) -> str:
         """Write one file with the rows of several generations, then delete theirs; may be repeated after a crash.
@@ -248,10 +247,7 @@ class Store:
             with pq.ParquetFile(self._folder.open(name), read_dictionary=list(dictionary)) as file:
                 table = file.read(columns)
         except (pa.ArrowInvalid, OSError) as error:
-            remedy = "delete it to have it scored again" if name.startswith(_UNITS) else "restore it from a copy"
-            raise StorageError(
-                f"cannot read {place}: {error}; it was damaged after it was written, {remedy}"
-            ) from error
+            raise damaged(place, error, is_unit=name.startswith(_UNITS)) from error
         version = schemas.version_of(table.schema.metadata)
         if version != str(schemas.SCHEMA_VERSION):
             raise RunFolderError(
@@ -259,6 +255,12 @@ class Store:
                 "read it with the program that wrote it"
             )
         return table
+
+
+def damaged(place: str, error: Exception, *, is_unit: bool = False) -> StorageError:
+    """What is said of a Parquet file that cannot be read."""
+    remedy = "delete it to have it scored again" if is_unit else "restore it from a copy"
+    return StorageError(f"cannot read {place}: {error}; it was damaged after it was written, {remedy}")
 
 
 def generations_in(file: str) -> range:

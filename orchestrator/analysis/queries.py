@@ -17,7 +17,7 @@ from orchestrator.analysis.views import VIEWS
 from orchestrator.errors import InputError, RunFolderError
 from orchestrator.history import read_journal
 from orchestrator.storage import Folder, LocalFolder, Place, folder_at
-from orchestrator.store import TABLES, Store, without_covered
+from orchestrator.store import TABLES, Store, damaged, without_covered
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -51,10 +51,10 @@ class Database:
         """
         import duckdb
 
-        if not sql.strip():
-            raise InputError("the query cannot be answered: it is empty; without one, tables and views are listed")
         try:
-            cursor = self._connection.execute(sql)
+            cursor = self._connection.execute(sql) if sql.strip() else None
+            if cursor is None:  # also of nothing but comments
+                raise InputError("the query cannot be answered: it is empty; without one, tables and views are listed")
             columns = tuple(str(column[0]) for column in cursor.description or ())
             return Rows(columns, tuple(cursor.fetchall()))
         except duckdb.Error as error:
@@ -148,14 +148,19 @@ def _add_files(connection: DuckDBPyConnection, name: str, files: Sequence[Path])
     if not files:
         _add_table(connection, name, schemas.empty(name))
         return
-    version = schemas.version_of(pq.read_schema(files[0]).metadata)
-    if version != str(schemas.SCHEMA_VERSION):
-        raise RunFolderError(
-            f"{files[0]} has schema version {version}, this program reads {schemas.SCHEMA_VERSION}: "
-            "query it with the program that wrote it"
-        )
+    for file in files:
+        try:
+            version = schemas.version_of(pq.read_schema(file).metadata)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise damaged(str(file), error) from error
+        if version != str(schemas.SCHEMA_VERSION):
+            raise RunFolderError(
+                f"{file} has schema version {version}, this program reads {schemas.SCHEMA_VERSION}: "
+                "query it with the program that wrote it"
+            )
     listed = ", ".join(f"'{_quoted(file)}'" for file in files)
-    connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{listed}])")
+    view = name.replace('"', '""')  # a file of somebody else's may bear any name
+    connection.execute(f'CREATE VIEW "{view}" AS SELECT * FROM read_parquet([{listed}])')
 
 
 def _add_table(connection: DuckDBPyConnection, name: str, table: pa.Table) -> None:

@@ -81,6 +81,8 @@ WITH last AS (SELECT max(generation) AS generation FROM evaluations WHERE split 
 rows AS (
   SELECT *, CASE WHEN isnan(graded) THEN exact ELSE graded END AS score
   FROM evaluations WHERE split = 'heldout' AND generation = (SELECT generation FROM last)
+  -- an evaluation that was made again in units of another size left the rows of both
+  QUALIFY row_number() OVER (PARTITION BY memory_name, task, example ORDER BY unit) = 1
 ), held AS (
   SELECT memory_name, task, example, avg(held_tokens) AS held_tokens
   FROM evictions WHERE split = 'heldout' AND generation = (SELECT generation FROM last)

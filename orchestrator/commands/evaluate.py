@@ -20,6 +20,7 @@ from orchestrator.evaluation import EvaluationPlan, Result, ScoreUnits
 from orchestrator.evolution import Progress, score_units
 from orchestrator.files import make_folder, read_json, write_atomic, write_json_atomic
 from orchestrator.fleet import Fleet, fleet_for
+from orchestrator.full_cache import folder_digest
 from orchestrator.journal import has_run, read_journal
 from orchestrator.progress import Report, reporting
 from orchestrator.readiness import require_layout, require_room
@@ -29,6 +30,7 @@ from orchestrator.store import Store
 from orchestrator.table_files import WRITERS, comma_separated, encoded, lm_eval_results, markdown
 from orchestrator.terminal import Answer
 from orchestrator.tracking import Tracker, check_tracking
+from tasks.identity import data_digest
 from tasks.task import Split
 from workers.checksum import require_checksum
 from workers.language_model import model_folder
@@ -238,18 +240,28 @@ def _identity(request: Request, config: RunConfig, contenders: Mapping[str, Cont
     }
     identity = {key: settings[key] for key in keys} | {"score": settings["fitness"]["score"], "contenders": told}
     identity |= {"kept_ratio": request.kept_ratio, "split": request.split}
+    identity["update_every"] = settings["memory"]["update_every"]  # rivals have it from here
+    identity["data"] = {task.name: data_digest(task) for task in evaluation_tasks(config)}
+    folder = model_folder(config.model.path_or_id)
+    identity["weights"] = folder_digest(folder) if folder else None
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
 
 
 def _require_same_evaluation(folder: Path, identity: Mapping[str, Any]) -> None:
-    former = read_json(folder / SETTINGS)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--folder {folder} is a file: name a folder")
+    try:
+        former = read_json(folder / SETTINGS)
+        known = dict(former or {})
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{folder / SETTINGS} is damaged ({error}): choose another --folder") from error
     if former is None:
         if folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"--folder {folder} holds something else: choose an empty or a new folder")
         write_json_atomic(folder / SETTINGS, identity)
-    elif former != identity:
-        changed = ", ".join(key for key in identity if former.get(key) != identity[key])
+    elif known != identity:
+        changed = ", ".join(key for key in identity if known.get(key) != identity[key])
         raise InputError(
             f"--folder {folder} holds an evaluation with other settings ({changed}): choose another folder"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from rich.text import Text
 from orchestrator import schemas
 from orchestrator.analysis.queries import Rows, database
 from orchestrator.analysis.views import VIEWS
+from orchestrator.files import finite
 from orchestrator.storage import Place
 from orchestrator.terminal import Answer, grid
 
@@ -81,9 +81,8 @@ def _shown(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it; it has no NaN."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    """As JSON has it."""
+    value = finite(value)
     if isinstance(value, str | int | float | bool | None):
         return value
     return json.loads(json.dumps(value, default=str))

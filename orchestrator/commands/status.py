@@ -8,6 +8,7 @@ generation, because that is what the journal knows.
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -21,6 +22,7 @@ from orchestrator.storage import Folder, Place, folder_at
 from orchestrator.store import Store
 from orchestrator.terminal import Answer, facts, installed_command
 from orchestrator.units import num_units
+from tasks.task import Split
 from workers.unit import FULL_CACHE_PASS
 
 HAS_ENDED = ("finished", "stopped", "dead")
@@ -80,21 +82,30 @@ def standing_pairs(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _part(folder: Folder, config: RunConfig, done: int, *, is_closed: bool) -> tuple[str, int, int | None]:
     """What is being done, or would be next: its name, its units on disk, and how many there are if that is known."""
-    tasks = len(config.tasks)
+    tasks = len(config.tasks_at(done))
     if done >= config.search.generations:
-        if is_closed and folder.exists("summary.json"):
+        if is_closed and _is_summed_up(folder, config.search.generations):
             return "done", 0, None
-        return "evaluation", _num_staged(folder, config.search.generations), None
+        return "evaluation", _num_staged(folder, config.search.generations, "heldout"), None
     if done == 0 and FULL_CACHE_PASS not in Store(folder).generations("units"):
         total = num_units(tasks, 1, config.examples.pool, config.units)
-        return "full cache", _num_staged(folder, FULL_CACHE_PASS), total
+        return "full cache", _num_staged(folder, FULL_CACHE_PASS, "train"), total
     total = num_units(tasks, config.search.population, config.examples.per_generation, config.units)
-    return "generation", min(total, _num_staged(folder, done)), total
+    return "generation", min(total, _num_staged(folder, done, "train")), total
 
 
-def _num_staged(folder: Folder, generation: int) -> int:
+def _is_summed_up(folder: Folder, generations: int) -> bool:
+    """Whether the evaluation after the last generation is done; that of an end before it may be there."""
+    try:
+        summary = json.loads(folder.read("summary.json")) if folder.exists("summary.json") else {}
+    except ValueError:
+        return False
+    return isinstance(summary, dict) and summary.get("generations") == generations
+
+
+def _num_staged(folder: Folder, generation: int, split: Split) -> int:
     """Units of a generation that are on disk and not yet in its tables; counted by name, none is read."""
-    return len(folder.names("units", prefix=f"g{generation:06d}_"))
+    return sum(f"_{split}_" in name for name in folder.names("units", prefix=f"g{generation:06d}_"))
 
 
 def _cluster(contents: JournalContents) -> dict[str, float | None]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator import schemas
@@ -13,7 +14,7 @@ from orchestrator.driver_lock import require_no_driver
 from orchestrator.errors import RunFolderError
 from orchestrator.history import read_journal
 from orchestrator.storage import Folder, Place, folder_at
-from orchestrator.store import TABLES, Store
+from orchestrator.store import TABLES, Store, damaged
 from orchestrator.terminal import Answer, facts, grid
 
 GENERATIONS_PER_FILE = 50
@@ -86,7 +87,10 @@ def _files(folder: Folder) -> dict[str, list[str]]:
 def _described(folder: Folder, files: list[str]) -> dict[str, Any]:
     rows = size = 0
     for file in files:
-        content = pq.ParquetFile(folder.open(file)).metadata
+        try:
+            content = pq.ParquetFile(folder.open(file)).metadata
+        except (pa.ArrowInvalid, OSError) as error:
+            raise damaged(folder.place(file), error) from error
         version = schemas.version_of(content.metadata)
         if version != str(schemas.SCHEMA_VERSION):
             raise RunFolderError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from orchestrator.files import finite
 from orchestrator.pages.figures import Answered, vega
 from orchestrator.terminal import visible
 
@@ -29,16 +29,7 @@ def render(template: str, **values: Any) -> str:
 
 def embedded(value: Any) -> Markup:
     """JSON to put into a script element: no text in it can end the element. What is no finite number is null."""
-    return Markup(json.dumps(_finite(value), allow_nan=False, separators=(",", ":")).translate(_ESCAPES))
-
-
-def _finite(value: Any) -> Any:
-    """Plain values without what JSON has no word for; charts leave nulls out."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return Markup(json.dumps(finite(value), allow_nan=False, separators=(",", ":")).translate(_ESCAPES))
 
 
 def packed(array: npt.NDArray[Any]) -> str:

@@ -107,11 +107,42 @@ def test_a_question_can_neither_read_nor_write_other_files(run_folder, tmp_path,
     assert not (tmp_path / "out.csv").exists()
 
 
-@pytest.mark.parametrize("sql", ["SELEC 1", "SELECT nothing FROM fitness", ""])
+@pytest.mark.parametrize("sql", ["SELEC 1", "SELECT nothing FROM fitness", "", "-- what?", " ;"])
 def test_a_question_that_makes_no_sense_is_told_in_one_line(sql, finished_run, capsys):
     code = main(["query", str(finished_run.folder), sql])
     assert code == 2
     assert "the query cannot be answered" in error_line(capsys)
+
+
+def test_an_evaluation_made_again_in_units_of_another_size_counts_each_example_once(run_folder, capsys):
+    sql = "SELECT * FROM comparison ORDER BY ALL"
+    before = rows(capsys, run_folder, sql)
+    path = run_folder / "tables" / "evaluations" / "generation=000002.parquet"
+    table = pq.read_table(path)
+    place, field = table.schema.get_field_index("unit"), table.schema.field("unit")
+    again = table.set_column(place, field, pa.array(["another"] * len(table)).cast(field.type))
+    pq.write_table(pa.concat_tables([table, again]), path)
+    assert rows(capsys, run_folder, sql) == before
+
+
+def test_numbers_that_json_does_not_know_are_nulls_however_deep(finished_run, capsys):
+    found = rows(capsys, finished_run.folder, "SELECT [1.0, 'nan'::double], {'a': 'inf'::double}")
+    assert found == [[[1.0, None], {"a": None}]]
+
+
+def test_a_file_of_somebody_elses_may_bear_any_name(run_folder, capsys):
+    tables = run_folder / "tables"
+    shutil.copy(tables / "candidates" / "generation=000000.parquet", tables / 'my "table-1.parquet')
+    assert rows(capsys, run_folder, 'SELECT count(*) > 0 FROM "my ""table-1"') == [[True]]
+
+
+@pytest.mark.parametrize("command", ["query", "report", "store"])
+def test_a_damaged_table_is_named_with_its_remedy(command, run_folder, capsys):
+    path = run_folder / "tables" / "candidates" / "generation=000001.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    assert main([command, *(["describe"] if command == "store" else []), str(run_folder)]) == 2
+    assert f"cannot read {path}" in (told := error_line(capsys))
+    assert "restore it from a copy" in told
 
 
 @pytest.mark.parametrize("command", ["query", "report", "store"])

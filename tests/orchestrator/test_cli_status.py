@@ -1,6 +1,7 @@
 """``namm status``: where a run stands at this moment, from its folder alone."""
 
 import json
+import shutil
 
 import pytest
 
@@ -17,11 +18,11 @@ def told(capsys, folder, *options):
     return json.loads(capsys.readouterr().out)
 
 
-def put_units(folder, generation, count):
+def put_units(folder, generation, count, split="train"):
     """Files with the names of scored units: a status does not open them."""
     (folder / "units").mkdir(exist_ok=True)
     for number in range(count):
-        (folder / "units" / f"g{generation:06d}_namm_unit{number}.parquet").touch()
+        (folder / "units" / f"g{generation:06d}_namm_task_{split}_unit{number}.parquet").touch()
 
 
 def close(folder):
@@ -125,3 +126,30 @@ def test_a_folder_without_a_run_is_told_in_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"namm: error: {tmp_path} is no run folder: it holds no journal; name the folder that a run made\n"
     )
+
+
+def test_the_evaluation_of_an_earlier_end_does_not_make_a_run_finished(finished_run, tmp_path, capsys):
+    folder = shutil.copytree(finished_run.folder, tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
+    for damaged in ({**summary, "generations": summary["generations"] - 1}, []):
+        (folder / "summary.json").write_text(json.dumps(damaged))
+        document = told(capsys, folder)
+        assert (document["state"], document["part"]) == ("stopped", "evaluation")
+
+
+def test_what_an_interrupted_evaluation_left_is_no_unit_of_the_generation_that_follows(alive, capsys):
+    put_units(alive, 1, 1)
+    put_units(alive, 1, 5, split="heldout")
+    assert told(capsys, alive)["units_done"] == 1
+
+
+def test_only_the_tasks_of_the_stage_in_force_are_counted(alive, capsys):
+    total = told(capsys, alive)["units_total"]
+    config = read_journal(alive).attempts[-1].config
+    later = {**config["tasks"][0], "length": 512}
+    stages = [{"from_generation": 2, "adds": ["facts_prose-512"]}]
+    change_opening(alive, config={**config, "tasks": [*config["tasks"], later], "stages": stages})
+    assert told(capsys, alive)["units_total"] == total
+    stages[0]["from_generation"] = 1
+    change_opening(alive, config={**config, "tasks": [*config["tasks"], later], "stages": stages})
+    assert told(capsys, alive)["units_total"] == 1.5 * total

@@ -180,6 +180,17 @@ def test_a_damaged_line_in_the_middle_is_told_with_its_number(tmp_path: Path) ->
             opened(tmp_path)
 
 
+@pytest.mark.parametrize("fields", [{"config": "x"}, {"opened_ms": 1e20}, {"opened_ms": 10**20}, {"attempt": None}])
+def test_an_opening_with_other_fields_than_a_driver_writes_is_told(fields: dict[str, Any], tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        journal.append(record(0))
+    path = last_attempt(tmp_path)
+    opening, *lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([json.dumps({**json.loads(opening), **fields}) + "\n", *lines]))
+    with pytest.raises(RunFolderError, match=r"line 1 of .* is damaged"):
+        read_journal(tmp_path)
+
+
 def test_a_file_that_is_missing_in_the_middle_is_told(tmp_path: Path) -> None:
     for generation in range(3):
         with opened(tmp_path) as journal:

@@ -181,3 +181,12 @@ def test_a_full_disk_loses_the_item_and_not_the_run(outbox: Outbox, caplog: pyte
     outbox.put(numbered(3)[0])
     assert outbox.waiting() == numbered(1, 3)
     assert "number is not tracked" in caplog.text
+
+
+@pytest.mark.parametrize("damaged", [b"", b"[]", b'{"bytes": "x"}', b'{"bytes": -5}', b"{"])
+def test_what_was_delivered_is_sent_again_where_that_cannot_be_read(damaged: bytes, tmp_path: Path) -> None:
+    (tmp_path / "outbox.jsonl").write_text(json.dumps(numbered(1)[0]) + "\n")
+    (tmp_path / "delivered.json").write_bytes(damaged)
+    outbox = Outbox(tmp_path)
+    assert outbox.waiting() == numbered(1)
+    outbox.close()

@@ -345,3 +345,11 @@ def test_a_run_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("not a folder")
     with pytest.raises(StorageError, match=r"cannot write .*run: File exists"):
         Store(tmp_path / "run").put_unit(scored_unit())
+
+
+def test_a_file_that_is_no_unit_is_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (tmp_path / "units").mkdir(exist_ok=True)
+    for name in ("foo.parquet", "gx_1.parquet"):
+        (tmp_path / "units" / name).touch()
+    assert store.staged_generations() == []
