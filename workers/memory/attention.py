@@ -186,10 +186,21 @@ def _sees_the_future(mask_function: Callable[..., Any] | None, rows: int, first:
 
 
 @outside_graphs
-def require_use_cache(_model: nn.Module, _arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-    """A forward pre-hook: with ``use_cache=False`` ``generate`` would feed the cache the whole text at every step."""
-    if named.get("use_cache") is False and any(isinstance(value, MemoryCache) for value in named.values()):
+def require_service(model: PreTrainedModel, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """A forward pre-hook: what a call under a memory's cache must not ask for.
+
+    With ``use_cache=False`` ``generate`` would feed the cache the whole text at every step.
+    """
+    if not any(isinstance(value, MemoryCache) for value in (*arguments, *named.values())):
+        return
+    if named.get("use_cache") is False:
         raise UnsupportedUseError("a memory's cache was passed with use_cache=False: leave use_cache on")
+    text_config = model.config.get_text_config(decoder=True)
+    if named.get("output_attentions", text_config.output_attentions):
+        raise UnsupportedUseError(
+            "a memory's cache was passed with output_attentions=True, but attention is told to the memory and then "
+            "dropped: leave output_attentions off"
+        )
 
 
 AttentionInterface.register(IMPLEMENTATION, memory_attention)
@@ -206,7 +217,7 @@ def memory_attached(
     """
     cache = MemoryCache(memory, require_support(model).num_hidden_layers, listener)
     former = switch_attention(model, IMPLEMENTATION)
-    handle = model.register_forward_pre_hook(require_use_cache, with_kwargs=True)
+    handle = model.register_forward_pre_hook(require_service, with_kwargs=True)
     try:
         yield cache
     except RuntimeError as error:

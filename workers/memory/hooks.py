@@ -16,7 +16,7 @@ from typing import Any
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from workers.memory.attention import IMPLEMENTATION, require_use_cache
+from workers.memory.attention import IMPLEMENTATION, require_service
 from workers.memory.cache import MemoryCache, drop_staged_layer
 from workers.memory.compiling import outside_graphs
 from workers.memory.errors import UnsupportedUseError
@@ -58,7 +58,7 @@ class _Visit:
         if guest is not None and (is_for_us or guest is self):
             guest.make_room(model)
         if cache is not None and is_for_us:
-            require_use_cache(model, arguments, named)
+            require_service(model, arguments, named)
             self._thread = threading.current_thread()
             self._former = switch_attention(model, IMPLEMENTATION)
             _guests[model] = self
@@ -91,7 +91,7 @@ class _Visit:
 
 def is_ours(hook: Callable[..., Any]) -> bool:
     """Whether a forward hook is there for a memory's cache."""
-    return hook is require_use_cache or isinstance(getattr(hook, "__self__", None), _Visit)
+    return hook is require_service or isinstance(getattr(hook, "__self__", None), _Visit)
 
 
 def _forget(visit: _Visit, model_reference: weakref.ref[PreTrainedModel], handles: Sequence[RemovableHandle]) -> None:
