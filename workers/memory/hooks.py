@@ -26,6 +26,9 @@ from workers.memory.support import require_support, switch_attention
 
 _guests: weakref.WeakKeyDictionary[PreTrainedModel, _Visit] = weakref.WeakKeyDictionary()
 """The cache whose call is under way in a model."""
+_door = threading.RLock()
+"""Held while a visit begins or ends: of two threads that come at once the second finds the first inside. A cache may be
+collected, and so leave, in the midst of that, by the same thread."""
 
 
 def hooked_cache(model: PreTrainedModel, memory: Memory) -> MemoryCache:
@@ -42,27 +45,36 @@ def hooked_cache(model: PreTrainedModel, memory: Memory) -> MemoryCache:
 
 
 class _Visit:
-    """The hooks of one cache. They refer to it weakly: it must be able to go while the model stays."""
+    """The hooks of one cache. They refer to it weakly: it must be able to go while the model stays.
 
-    def __init__(self, cache: MemoryCache) -> None:
-        self._cache = weakref.ref(cache)
+    A copy of the model has copies of them, which are of no cache and do nothing.
+    """
+
+    def __init__(self, cache: MemoryCache | None = None) -> None:
+        self._cache: Callable[[], MemoryCache | None] = _nothing if cache is None else weakref.ref(cache)
         self._former = ""
         """The attention to go back to."""
         self._thread = threading.current_thread()
 
+    def __reduce__(self) -> tuple[type[_Visit], tuple[()]]:
+        """Copied and pickled with the model as the hooks of no cache."""
+        return _Visit, ()
+
     @outside_graphs
     def begin(self, model: PreTrainedModel, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Before a forward call of the model, with whatever cache."""
-        cache, guest = self._cache(), _guests.get(model)
+        cache = self._cache()
         is_for_us = cache is not None and any(value is cache for value in (*arguments, *named.values()))
-        if guest is not None and (is_for_us or guest is self):
-            guest.make_room(model)
-        if cache is not None and is_for_us:
-            require_service(model, arguments, named)
-            self._thread = threading.current_thread()
-            self._former = switch_attention(model, IMPLEMENTATION)
-            _guests[model] = self
-            cache.is_open = True
+        with _door:
+            guest = _guests.get(model)
+            if guest is not None and (is_for_us or guest is self):
+                guest.make_room(model)
+            if cache is not None and is_for_us:
+                require_service(model, arguments, named)
+                self._thread = threading.current_thread()
+                self._former = switch_attention(model, IMPLEMENTATION)
+                _guests[model] = self
+                cache.is_open = True
 
     @outside_graphs
     def end(self, model: PreTrainedModel, *_call: Any) -> None:
@@ -81,12 +93,15 @@ class _Visit:
         self.leave(model)
 
     def leave(self, model: PreTrainedModel) -> None:
-        """Give the model its own attention back."""
-        del _guests[model]
-        switch_attention(model, self._former)
-        drop_staged_layer()
-        if (cache := self._cache()) is not None:
-            cache.is_open = False
+        """Give the model its own attention back, unless that was done."""
+        with _door:
+            if _guests.get(model) is not self:
+                return
+            del _guests[model]
+            switch_attention(model, self._former)
+            drop_staged_layer()
+            if (cache := self._cache()) is not None:
+                cache.is_open = False
 
 
 def is_ours(hook: Callable[..., Any]) -> bool:
@@ -98,5 +113,9 @@ def _forget(visit: _Visit, model_reference: weakref.ref[PreTrainedModel], handle
     """The cache is gone."""
     for handle in handles:
         handle.remove()
-    if (model := model_reference()) is not None and _guests.get(model) is visit:
+    if (model := model_reference()) is not None:
         visit.leave(model)
+
+
+def _nothing() -> None:
+    """What a weak reference gives when its object is gone."""
