@@ -33,8 +33,7 @@ collected, and so leave, in the midst of that, by the same thread."""
 
 def hooked_cache(model: PreTrainedModel, memory: Memory) -> MemoryCache:
     """A new, empty cache for ``model``, to pass as ``past_key_values`` to it and to its ``generate``."""
-    cache = MemoryCache(memory, require_support(model).num_hidden_layers)
-    cache.is_open = False
+    cache = _HookedCache(model, memory)
     visit = _Visit(cache)
     handles = (
         model.register_forward_pre_hook(visit.begin, with_kwargs=True),
@@ -42,6 +41,21 @@ def hooked_cache(model: PreTrainedModel, memory: Memory) -> MemoryCache:
     )
     weakref.finalize(cache, _forget, visit, weakref.ref(model), handles)
     return cache
+
+
+class _HookedCache(MemoryCache):
+    """A cache whose copies have hooks of their own."""
+
+    def __init__(self, model: PreTrainedModel, memory: Memory) -> None:
+        super().__init__(memory, require_support(model).num_hidden_layers)
+        self.is_open = False
+        self._model = weakref.ref(model)
+
+    def anew(self) -> MemoryCache:
+        """As of any cache."""
+        if (model := self._model()) is None:
+            raise UnsupportedUseError("the model of this cache is gone, so that a copy has no use: keep the model")
+        return hooked_cache(model, self.memory)
 
 
 class _Visit:
