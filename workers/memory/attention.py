@@ -70,13 +70,15 @@ def memory_attention(
         raise UnsupportedUseError("a block of genomes takes no padded batches: group prompts of equal length")
     layer.cache.layer_begins(layer.index)
     # Under autocast the rotation left queries and keys in float32, which plain attention would round as the values are;
-    # what is done here knows its dtypes, and must not be rounded in its midst.
-    query, key = query.to(value.dtype), key.to(value.dtype)
+    # what is done here knows its dtypes, and must not be rounded in its midst. That of the first call is for all: some
+    # may be under autocast, and others not.
+    dtype = value.dtype
+    query, key, value = (tensor.to(layer.dtype) for tensor in (query, key, value))
     # Kernels are launched, and events recorded, on the current device, wherever their tensors are.
     with torch.cuda.device_of(query), without_autocast(query.device):
         output = attended(layer, query, key, value, options)
     layer.cache.layer_ends(layer.index)
-    return output.transpose(1, 2).contiguous(), None
+    return output.transpose(1, 2).to(dtype).contiguous(), None
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

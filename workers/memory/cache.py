@@ -92,8 +92,8 @@ class MemoryLayer(CacheLayerMixin):
         return next(iter(self.cohorts.values()), None)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:  # noqa: ARG002 (its signature)
-        """Note dtype and device of the first keys and values."""
-        self.dtype, self.device = key_states.dtype, key_states.device
+        """Note dtype and device of the first values: under autocast keys come in float32, and are held as these are."""
+        self.dtype, self.device = value_states.dtype, value_states.device
         self.is_initialized = True
 
     def follow(self, former: MemoryLayer) -> None:

@@ -58,6 +58,21 @@ def test_under_autocast_too(name, length):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("heads", ["even", "ragged"])
+@pytest.mark.parametrize("first", [True, False], ids=["autocast-first", "autocast-later"])
+def test_autocast_may_be_switched_between_two_calls_of_a_cache(first, heads):
+    """What is held stays in the dtype of the first call, and the model is given the dtype that it expects."""
+    model, ids = tiny_model("llama", "sdpa"), random_ids(1, 40)
+    exact, logits = model(ids).logits, []
+    with memory_attached(model, zero_genome(heads)) as cache:
+        for number, (start, stop) in enumerate([(0, 25), (25, 26), (26, 40)]):
+            with torch.autocast("cpu", torch.bfloat16, enabled=first == (number == 0)):
+                logits.append(model(ids[:, start:stop], past_key_values=cache).logits)
+    assert {layer.held.keys.dtype for layer in cache.layers} == {torch.bfloat16 if first else torch.float32}
+    assert float((torch.cat(logits, 1) - exact).norm() / exact.norm()) < 5e-2
+
+
+@torch.no_grad()
 def test_a_memory_decides_under_autocast_as_without():
     torch.manual_seed(0)
     settings = NammSettings(update_every=256)
