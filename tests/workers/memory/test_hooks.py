@@ -295,6 +295,18 @@ def test_ctrl_c_in_a_call_leaves_the_model_usable(memory):
         assert model.config._attn_implementation == "eager"
 
 
+def test_an_error_between_a_layers_update_and_its_attention_does_not_spoil_the_next_call(memory):
+    """The layer was waiting for its attention, and the next cache's was taken for a second one."""
+    model, ids = tiny_model(), random_ids(1, 20)
+    expected = model(ids, past_key_values=memory.cache(model)).logits
+    attention = model.model.layers[1].self_attn.train()
+    del attention.attention_dropout  # asked for when the attention function is called, in training only
+    with pytest.raises(AttributeError, match="attention_dropout"):
+        model(ids, past_key_values=memory.cache(model))
+    attention.eval()
+    assert torch.equal(model(ids, past_key_values=memory.cache(model)).logits, expected)
+
+
 class Waiting(KeepAll):
     """Holds its call until told to go on."""
 
