@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from tasks.task import CompletionExample, Example, Question
 from workers.errors import PromptError
@@ -52,6 +53,16 @@ def test_a_tokenizer_that_adds_none_is_given_one_when_asked_for():
     bare.backend_tokenizer.post_processor = None
     assert encoder(bare).prompt(example(3)).ids[0] != BOS
     assert encoder(bare, bos=True).prompt(example(3)).ids == (BOS, *plain(example(3).prompt))
+
+
+def test_an_end_of_sequence_that_a_tokenizer_puts_behind_every_text_does_not_end_the_prompt():
+    ending, _ = load_tokenizer(ModelSettings(path_or_id="small-llama"))
+    around = [(ending.bos_token, BOS), (ending.eos_token, ending.eos_token_id)]
+    ending.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{ending.bos_token} $A {ending.eos_token}", special_tokens=around
+    )
+    assert ending("the")["input_ids"] == [BOS, *plain("the"), ending.eos_token_id]
+    assert encoder(ending).prompt(example(3)).ids == (BOS, *plain(example(3).prompt))
 
 
 def test_the_longest_prompt_leaves_room_for_the_completion():

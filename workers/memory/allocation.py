@@ -71,7 +71,8 @@ class HeadAllocation(Memory):
         """log(budget / place in the heuristic's order), float32 ``[B, H, K]``: at least 0 for the best ``budget``."""
         budgets = self.budgets(view)
         rank = ranks(self._order(view, budgets), view.occupied)
-        return budgets.log() - torch.log1p(rank.float())
+        # The logarithm of one is zero; the difference of two logarithms may be less, where both are of the same number.
+        return (budgets / (rank + 1)).log()
 
     def decide(self, view: LayerView) -> Decision:
         """Keep every head's share; the newest token is always kept."""

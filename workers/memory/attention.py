@@ -70,13 +70,15 @@ def memory_attention(
         raise UnsupportedUseError("a block of genomes takes no padded batches: group prompts of equal length")
     layer.cache.layer_begins(layer.index)
     # Under autocast the rotation left queries and keys in float32, which plain attention would round as the values are;
-    # what is done here knows its dtypes, and must not be rounded in its midst.
-    query, key = query.to(value.dtype), key.to(value.dtype)
+    # what is done here knows its dtypes, and must not be rounded in its midst. That of the first call is for all: some
+    # may be under autocast, and others not.
+    dtype = value.dtype
+    query, key, value = (tensor.to(layer.dtype) for tensor in (query, key, value))
     # Kernels are launched, and events recorded, on the current device, wherever their tensors are.
     with torch.cuda.device_of(query), without_autocast(query.device):
         output = attended(layer, query, key, value, options)
     layer.cache.layer_ends(layer.index)
-    return output.transpose(1, 2).contiguous(), None
+    return output.transpose(1, 2).to(dtype).contiguous(), None
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -186,10 +188,21 @@ def _sees_the_future(mask_function: Callable[..., Any] | None, rows: int, first:
 
 
 @outside_graphs
-def require_use_cache(_model: nn.Module, _arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-    """A forward pre-hook: with ``use_cache=False`` ``generate`` would feed the cache the whole text at every step."""
-    if named.get("use_cache") is False and any(isinstance(value, MemoryCache) for value in named.values()):
+def require_service(model: PreTrainedModel, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """A forward pre-hook: what a call under a memory's cache must not ask for.
+
+    With ``use_cache=False`` ``generate`` would feed the cache the whole text at every step.
+    """
+    if not any(isinstance(value, MemoryCache) for value in (*arguments, *named.values())):
+        return
+    if named.get("use_cache") is False:
         raise UnsupportedUseError("a memory's cache was passed with use_cache=False: leave use_cache on")
+    text_config = model.config.get_text_config(decoder=True)
+    if named.get("output_attentions", text_config.output_attentions):
+        raise UnsupportedUseError(
+            "a memory's cache was passed with output_attentions=True, but attention is told to the memory and then "
+            "dropped: leave output_attentions off"
+        )
 
 
 AttentionInterface.register(IMPLEMENTATION, memory_attention)
@@ -206,7 +219,7 @@ def memory_attached(
     """
     cache = MemoryCache(memory, require_support(model).num_hidden_layers, listener)
     former = switch_attention(model, IMPLEMENTATION)
-    handle = model.register_forward_pre_hook(require_use_cache, with_kwargs=True)
+    handle = model.register_forward_pre_hook(require_service, with_kwargs=True)
     try:
         yield cache
     except RuntimeError as error:

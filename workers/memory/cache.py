@@ -21,7 +21,7 @@ from workers.memory.memory import Decision, LayerView, Memory
 from workers.memory.meter import Meter
 from workers.memory.open_slots import OpenPacked, OpenSlots
 from workers.memory.options import AttentionOptions
-from workers.memory.packed import PackedSlots, at_rest, joined
+from workers.memory.packed import PackedSlots, at_rest, duplicated, joined
 from workers.memory.padding import Cohort, Padding
 from workers.memory.slots import Slots
 from workers.memory.watching import told
@@ -92,8 +92,8 @@ class MemoryLayer(CacheLayerMixin):
         return next(iter(self.cohorts.values()), None)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:  # noqa: ARG002 (its signature)
-        """Note dtype and device of the first keys and values."""
-        self.dtype, self.device = key_states.dtype, key_states.device
+        """Note dtype and device of the first values: under autocast keys come in float32, and are held as these are."""
+        self.dtype, self.device = value_states.dtype, value_states.device
         self.is_initialized = True
 
     def follow(self, former: MemoryLayer) -> None:
@@ -199,11 +199,19 @@ class MemoryCache(Cache):
         self.owing: MemoryLayer | None = None
         """The layer that was not asked yet what it holds: one at a time, so that bytes are accounted for in order."""
         self.padding = Padding()
-        self.is_open = True
-        """False while the model's own attention is in place, which cannot use this cache."""
+        self._attachment = _Attachment()
         self.is_torn = False
         """From the first layer's turn in a call to the last one's; after a call that failed in between for good."""
         super().__init__(layers=[MemoryLayer(index, self) for index in range(num_layers)])
+
+    @property
+    def is_open(self) -> bool:
+        """False while the model's own attention is in place, which cannot use this cache."""
+        return self._attachment.is_open
+
+    @is_open.setter
+    def is_open(self, is_open: bool) -> None:
+        self._attachment.is_open = is_open
 
     @property
     def meter(self) -> Meter:
@@ -264,6 +272,21 @@ class MemoryCache(Cache):
             layer.cohorts = {0: at_rest(slots)}
         return branched
 
+    def anew(self) -> MemoryCache:
+        """Another cache to use where this one is, which has read nothing."""
+        cache = MemoryCache(self.memory, len(self.layers), self.listener)
+        cache._attachment = self._attachment
+        return cache
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> MemoryCache:
+        """A cache that has read the same, so that a text can go on in two ways; the memory is the same one."""
+        copied = self.anew()
+        copied.meter, copied.padding, copied.is_torn = self.meter.repeated(1), self.padding.repeated(1), self.is_torn
+        for layer, former in zip(copied.layers, self.layers, strict=True):
+            layer.follow(former)
+            layer.cohorts = {padding: duplicated(held) for padding, held in former.cohorts.items()}
+        return copied
+
     def join(self, memory: Memory, parts: list[MemoryCache]) -> None:
         """Hold the rows of all parts in the place of what was held, and go on under ``memory``, their block's.
 
@@ -322,6 +345,12 @@ class MemoryCache(Cache):
     def state_bytes(self) -> int:
         """Bytes that the memory adds: positions, traces, attention yet to be told, and lists of lanes."""
         return sum(held.state_bytes for layer in self.layers for held in layer.cohorts.values())
+
+
+class _Attachment:
+    """What a cache and its copies have in common: whether the attention that can use them is in place."""
+
+    is_open = True
 
 
 class _Staged(threading.local):

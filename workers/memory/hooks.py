@@ -16,7 +16,7 @@ from typing import Any
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from workers.memory.attention import IMPLEMENTATION, require_use_cache
+from workers.memory.attention import IMPLEMENTATION, require_service
 from workers.memory.cache import MemoryCache, drop_staged_layer
 from workers.memory.compiling import outside_graphs
 from workers.memory.errors import UnsupportedUseError
@@ -26,12 +26,14 @@ from workers.memory.support import require_support, switch_attention
 
 _guests: weakref.WeakKeyDictionary[PreTrainedModel, _Visit] = weakref.WeakKeyDictionary()
 """The cache whose call is under way in a model."""
+_door = threading.RLock()
+"""Held while a visit begins or ends: of two threads that come at once the second finds the first inside. A cache may be
+collected, and so leave, in the midst of that, by the same thread."""
 
 
 def hooked_cache(model: PreTrainedModel, memory: Memory) -> MemoryCache:
     """A new, empty cache for ``model``, to pass as ``past_key_values`` to it and to its ``generate``."""
-    cache = MemoryCache(memory, require_support(model).num_hidden_layers)
-    cache.is_open = False
+    cache = _HookedCache(model, memory)
     visit = _Visit(cache)
     handles = (
         model.register_forward_pre_hook(visit.begin, with_kwargs=True),
@@ -41,28 +43,52 @@ def hooked_cache(model: PreTrainedModel, memory: Memory) -> MemoryCache:
     return cache
 
 
-class _Visit:
-    """The hooks of one cache. They refer to it weakly: it must be able to go while the model stays."""
+class _HookedCache(MemoryCache):
+    """A cache whose copies have hooks of their own."""
 
-    def __init__(self, cache: MemoryCache) -> None:
-        self._cache = weakref.ref(cache)
+    def __init__(self, model: PreTrainedModel, memory: Memory) -> None:
+        super().__init__(memory, require_support(model).num_hidden_layers)
+        self.is_open = False
+        self._model = weakref.ref(model)
+
+    def anew(self) -> MemoryCache:
+        """As of any cache."""
+        if (model := self._model()) is None:
+            raise UnsupportedUseError("the model of this cache is gone, so that a copy has no use: keep the model")
+        return hooked_cache(model, self.memory)
+
+
+class _Visit:
+    """The hooks of one cache. They refer to it weakly: it must be able to go while the model stays.
+
+    A copy of the model has copies of them, which are of no cache and do nothing.
+    """
+
+    def __init__(self, cache: MemoryCache | None = None) -> None:
+        self._cache: Callable[[], MemoryCache | None] = _nothing if cache is None else weakref.ref(cache)
         self._former = ""
         """The attention to go back to."""
         self._thread = threading.current_thread()
 
+    def __reduce__(self) -> tuple[type[_Visit], tuple[()]]:
+        """Copied and pickled with the model as the hooks of no cache."""
+        return _Visit, ()
+
     @outside_graphs
     def begin(self, model: PreTrainedModel, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Before a forward call of the model, with whatever cache."""
-        cache, guest = self._cache(), _guests.get(model)
+        cache = self._cache()
         is_for_us = cache is not None and any(value is cache for value in (*arguments, *named.values()))
-        if guest is not None and (is_for_us or guest is self):
-            guest.make_room(model)
-        if cache is not None and is_for_us:
-            require_use_cache(model, arguments, named)
-            self._thread = threading.current_thread()
-            self._former = switch_attention(model, IMPLEMENTATION)
-            _guests[model] = self
-            cache.is_open = True
+        with _door:
+            guest = _guests.get(model)
+            if guest is not None and (is_for_us or guest is self):
+                guest.make_room(model)
+            if cache is not None and is_for_us:
+                require_service(model, arguments, named)
+                self._thread = threading.current_thread()
+                self._former = switch_attention(model, IMPLEMENTATION)
+                _guests[model] = self
+                cache.is_open = True
 
     @outside_graphs
     def end(self, model: PreTrainedModel, *_call: Any) -> None:
@@ -81,22 +107,29 @@ class _Visit:
         self.leave(model)
 
     def leave(self, model: PreTrainedModel) -> None:
-        """Give the model its own attention back."""
-        del _guests[model]
-        switch_attention(model, self._former)
-        drop_staged_layer()
-        if (cache := self._cache()) is not None:
-            cache.is_open = False
+        """Give the model its own attention back, unless that was done."""
+        with _door:
+            if _guests.get(model) is not self:
+                return
+            del _guests[model]
+            switch_attention(model, self._former)
+            drop_staged_layer()
+            if (cache := self._cache()) is not None:
+                cache.is_open = False
 
 
 def is_ours(hook: Callable[..., Any]) -> bool:
     """Whether a forward hook is there for a memory's cache."""
-    return hook is require_use_cache or isinstance(getattr(hook, "__self__", None), _Visit)
+    return hook is require_service or isinstance(getattr(hook, "__self__", None), _Visit)
 
 
 def _forget(visit: _Visit, model_reference: weakref.ref[PreTrainedModel], handles: Sequence[RemovableHandle]) -> None:
     """The cache is gone."""
     for handle in handles:
         handle.remove()
-    if (model := model_reference()) is not None and _guests.get(model) is visit:
+    if (model := model_reference()) is not None:
         visit.leave(model)
+
+
+def _nothing() -> None:
+    """What a weak reference gives when its object is gone."""

@@ -248,6 +248,13 @@ def packed(slots: Slots) -> PackedSlots:
     )
 
 
+def duplicated(held: Slots | PackedSlots) -> Slots | PackedSlots:
+    """The same in memory of its own, so that both can go on; no room behind."""
+    keys, values, positions = held.keys.clone(), held.values.clone(), held.positions.clone()
+    trace, recent = held.trace.clone(), tuple(rows.clone() for rows in held.recent)
+    return replace(held, keys=keys, values=values, positions=positions, trace=trace, recent=recent, buffers=None)
+
+
 def joined(parts: Sequence[Slots | PackedSlots]) -> Slots | PackedSlots:
     """The rows of all parts, which have read as many tokens and told the memory as many, one after the other."""
     if len(parts) == 1:

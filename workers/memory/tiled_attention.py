@@ -141,13 +141,16 @@ def attend(
 
 
 def scaled(query: Tensor, options: AttentionOptions) -> Tensor:
-    """Queries before the product, where that rounds no more than after it: there are fewer queries than scores."""
-    return query * options.scaling if query.dtype == torch.float32 else query
+    """Queries before the product: there are fewer queries than scores, and products in float16 end at 65,504.
+
+    Those in bfloat16, which reaches as far as float32 and rounds more, are scaled after it.
+    """
+    return query if query.dtype == torch.bfloat16 else query * options.scaling
 
 
 def scores_of(products: Tensor, options: AttentionOptions) -> Tensor:
     """Of products of :func:`scaled` queries with keys: scaled by now, and capped."""
-    scores = products if products.dtype == torch.float32 else products * options.scaling
+    scores = products * options.scaling if products.dtype == torch.bfloat16 else products
     return scores if options.softcap is None else torch.tanh(scores / options.softcap) * options.softcap
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+from contextlib import contextmanager
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -20,6 +25,7 @@ from tests.workers.memory.tiny import (
 from workers.memory.attention import memory_attached
 from workers.memory.cache import MemoryCache
 from workers.memory.errors import UnsupportedUseError
+from workers.memory.hooks import hooked_cache
 from workers.memory.memory import Decision, KeepAll, Memory
 
 
@@ -168,3 +174,80 @@ def test_half_precision_models_keep_everything_like_the_plain_model(dtype):
     assert cache.layers[0].held.trace.dtype == torch.float32
     evicting, _ = drive(model, tiny_namm(settings), ids)
     assert evicting.isfinite().all()
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def attached_or_hooked(model, memory, way):
+    if way == "attached":
+        with memory_attached(model, memory) as cache:
+            yield cache
+    else:
+        yield hooked_cache(model, memory)
+
+
+def fed(model, cache, ids, cuts, mask=None):
+    """Logits of the pieces of a text."""
+    said = [
+        model(ids[:, start:stop], attention_mask=None if mask is None else mask[:, :stop], past_key_values=cache)
+        for start, stop in pairwise(cuts)
+    ]
+    return torch.cat([one.logits for one in said], dim=1)
+
+
+def accounts(cache):
+    tensors = (cache.held_tokens(), cache.seen_tokens(), cache.meter.now, cache.meter.peak, cache.meter.area)
+    return [cache.meter.highest, *(tensor.tolist() for tensor in tensors)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_padded", [False, True], ids=["unpadded", "padded"])
+@pytest.mark.parametrize("prompt", [21, 24], ids=["between-updates", "after-update"])
+@pytest.mark.parametrize("heads", ["even", "ragged"])
+@pytest.mark.parametrize("way", ["attached", "hooked"])
+def test_a_copy_goes_on_by_itself_from_what_both_have_read(way, heads, prompt, is_padded):
+    """transformers' own way to use a prefix twice; a copy's layers used to belong to the cache that it was made of."""
+    model, memory = tiny_model(), tiny_namm(tiny_settings(heads=heads))
+    mask = None
+    if is_padded:
+        mask = torch.ones(2, 50, dtype=torch.long)
+        mask[1, :5] = 0
+    prefix, first = random_ids(2, prompt + 1), [0, prompt, prompt + 1]  # a single token has made room for more
+    texts = [torch.cat([prefix, random_ids(2, 20, seed)], 1) for seed in (1, 2)]
+    rest = list(range(prompt + 1, prompt + 22))
+    expected = []
+    for ids in texts:
+        with attached_or_hooked(model, memory, way) as cache:
+            fed(model, cache, ids, first, mask)
+            expected.append((fed(model, cache, ids, rest, mask), accounts(cache)))
+    with attached_or_hooked(model, memory, way) as cache:
+        fed(model, cache, prefix, first, mask)
+        both = (cache, copy.deepcopy(cache))
+        assert accounts(both[1]) == accounts(cache)
+        ours = [[], []]
+        for cut in pairwise(rest):  # by turns
+            for logits, one, ids in zip(ours, both, texts, strict=True):
+                logits.append(fed(model, one, ids, cut, mask))
+        for logits, one, (theirs, account) in zip(ours, both, expected, strict=True):
+            assert torch.equal(torch.cat(logits, 1), theirs)
+            assert accounts(one) == account
+
+
+def test_a_copy_is_as_open_as_its_original():
+    model, ids = tiny_model(), random_ids(1, 9)
+    with memory_attached(model, KeepAll()) as cache:
+        copied = copy.deepcopy(cache)
+    with pytest.raises(UnsupportedUseError, match="no memory is attached"):
+        model(ids, past_key_values=copied)
+    assert not copied.layers[0].is_initialized
+
+
+def test_a_copy_without_the_model_is_refused():
+    model = tiny_model()
+    cache = hooked_cache(model, KeepAll())
+    del model
+    gc.collect()
+    with pytest.raises(UnsupportedUseError, match="keep the model"):
+        copy.deepcopy(cache)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import threading
+import time
 import weakref
 
 import pytest
@@ -22,6 +24,7 @@ from tests.workers.memory.tiny import (
     tiny_settings,
 )
 from workers.language_model import load_language_model
+from workers.memory import hooks
 from workers.memory.errors import UnsupportedUseError
 from workers.memory.hooks import hooked_cache
 from workers.memory.memory import KeepAll
@@ -51,6 +54,12 @@ def attended(model, memory, ids, **options):
     """What the `with` block gives: the reference."""
     with memory.attached(model) as cache:
         return model.generate(ids, past_key_values=cache, **PLAIN, **options), cache
+
+
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
 
 
 def test_generate_with_the_cache_is_generate_inside_the_block(memory):
@@ -96,6 +105,21 @@ def test_the_cache_takes_its_hooks_and_its_tensors_along_when_it_goes(memory):
         gc.enable()
     assert not model._forward_pre_hooks
     assert not model._forward_hooks
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, saved_and_loaded])
+def test_a_copy_of_a_model_that_has_a_cache_is_a_plain_model(memory, way):
+    model, ids = tiny_model(implementation="sdpa"), random_ids(1, 20)
+    expected, _ = attended(model, memory, ids, max_new_tokens=4)
+    cache = memory.cache(model)
+    model(ids, past_key_values=cache, use_cache=True)
+    other = way(model)
+    assert torch.equal(other(ids).logits, model(ids).logits)
+    assert other.config._attn_implementation == "sdpa"
+    with pytest.raises(UnsupportedUseError, match="the very model"):
+        other(ids, past_key_values=cache, use_cache=True)
+    ours = other.generate(ids, past_key_values=memory.cache(other), max_new_tokens=4, **PLAIN)
+    assert ours.tolist() == expected.tolist()
 
 
 def test_several_caches_of_one_model_do_not_disturb_each_other(memory):
@@ -182,8 +206,9 @@ def test_a_compiled_model_decodes_the_same(memory, how):
         ({"num_beams": 2}, "num_beams=1"),
         ({"prompt_lookup_num_tokens": 3}, "assisted decoding"),
         ({"use_cache": False}, "use_cache=False"),
+        ({"output_attentions": True, "return_dict_in_generate": True}, "leave output_attentions off"),
     ],
-    ids=["beam-search", "assisted", "no-cache"],
+    ids=["beam-search", "assisted", "no-cache", "attentions"],
 )
 def test_a_use_that_cannot_work_is_refused_and_the_model_works_on(memory, options, told):
     model, ids = tiny_model(), random_ids(1, 30)
@@ -199,6 +224,19 @@ def test_assisted_decoding_with_a_second_model_is_refused(memory):
         model.generate(
             random_ids(1, 30), past_key_values=memory.cache(model), assistant_model=tiny_model(seed=1), max_new_tokens=6
         )
+
+
+@pytest.mark.parametrize("way", ["argument", "configuration"])
+def test_attentions_are_refused_and_not_left_empty(memory, way):
+    model, ids = tiny_model(), random_ids(1, 9)
+    model.config.output_attentions = way == "configuration"
+    asked = {"output_attentions": True} if way == "argument" else {}
+    assert len(model(ids, **asked).attentions) == 2
+    with pytest.raises(UnsupportedUseError, match="leave output_attentions off"):
+        model(ids, past_key_values=memory.cache(model), use_cache=True, **asked)
+    with memory.attached(model) as cache, pytest.raises(UnsupportedUseError, match="leave output_attentions off"):
+        model(ids, past_key_values=cache, use_cache=True, **asked)
+    assert model(ids, past_key_values=memory.cache(model), use_cache=True, output_attentions=False).attentions is None
 
 
 def test_a_used_cache_is_refused_for_another_text_or_another_number_of_texts(memory):
@@ -257,6 +295,18 @@ def test_ctrl_c_in_a_call_leaves_the_model_usable(memory):
         assert model.config._attn_implementation == "eager"
 
 
+def test_an_error_between_a_layers_update_and_its_attention_does_not_spoil_the_next_call(memory):
+    """The layer was waiting for its attention, and the next cache's was taken for a second one."""
+    model, ids = tiny_model(), random_ids(1, 20)
+    expected = model(ids, past_key_values=memory.cache(model)).logits
+    attention = model.model.layers[1].self_attn.train()
+    del attention.attention_dropout  # asked for when the attention function is called, in training only
+    with pytest.raises(AttributeError, match="attention_dropout"):
+        model(ids, past_key_values=memory.cache(model))
+    attention.eval()
+    assert torch.equal(model(ids, past_key_values=memory.cache(model)).logits, expected)
+
+
 class Waiting(KeepAll):
     """Holds its call until told to go on."""
 
@@ -288,3 +338,35 @@ def test_a_call_from_another_thread_meanwhile_is_refused(memory):
     call.join()
     torch.testing.assert_close(answers[0], plain, rtol=1e-5, atol=1e-5)
     assert torch.equal(model(ids).logits, plain)
+
+
+def test_of_two_threads_that_begin_at_once_one_is_refused_and_the_model_works_on(memory, monkeypatch):
+    """Both found the model free and switched it, so that the second one switched back to the memory's attention."""
+    model, ids = tiny_model(implementation="sdpa"), random_ids(1, 20)
+    plain, expected = model(ids).logits, model(ids, past_key_values=memory.cache(model), use_cache=True).logits
+    caches, outcomes, start = [memory.cache(model) for _ in range(2)], [], threading.Barrier(2)
+    switch = hooks.switch_attention
+
+    def switch_and_be_interrupted(*arguments):
+        former = switch(*arguments)
+        time.sleep(0.05)  # as a busy machine may have it: the other thread runs now
+        return former
+
+    def call(cache):
+        start.wait(30)
+        try:
+            outcomes.append(model(ids, past_key_values=cache, use_cache=True).logits.detach())
+        except UnsupportedUseError as error:
+            outcomes.append(str(error))
+
+    monkeypatch.setattr(hooks, "switch_attention", switch_and_be_interrupted)
+    threads = [threading.Thread(target=call, args=(cache,)) for cache in caches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(model(ids).logits, plain)
+    assert len(outcomes) == 2
+    for outcome in outcomes:
+        assert "another thread" in outcome if isinstance(outcome, str) else torch.equal(outcome, expected)

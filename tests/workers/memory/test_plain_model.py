@@ -6,7 +6,15 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    GemmaConfig,
+    LlamaConfig,
+    LlavaConfig,
+    PaliGemmaConfig,
+    SiglipVisionConfig,
+)
 
 from tests.workers.memory.tiny import (
     MODELS,
@@ -17,10 +25,12 @@ from tests.workers.memory.tiny import (
     random_ids,
     rival,
     tiny_model,
+    tiny_namm,
     tiny_normalisation,
     tiny_settings,
 )
 from workers.memory.attention import memory_attached
+from workers.memory.errors import UnsupportedUseError
 from workers.memory.memory import KeepAll, LayerView, Memory
 from workers.memory.namm import Namm, StatisticsPass
 from workers.memory.specs import NammSettings
@@ -59,6 +69,21 @@ def test_under_autocast_too(name, length):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("heads", ["even", "ragged"])
+@pytest.mark.parametrize("first", [True, False], ids=["autocast-first", "autocast-later"])
+def test_autocast_may_be_switched_between_two_calls_of_a_cache(first, heads):
+    """What is held stays in the dtype of the first call, and the model is given the dtype that it expects."""
+    model, ids = tiny_model("llama", "sdpa"), random_ids(1, 40)
+    exact, logits = model(ids).logits, []
+    with memory_attached(model, zero_genome(heads)) as cache:
+        for number, (start, stop) in enumerate([(0, 25), (25, 26), (26, 40)]):
+            with torch.autocast("cpu", torch.bfloat16, enabled=first == (number == 0)):
+                logits.append(model(ids[:, start:stop], past_key_values=cache).logits)
+    assert {layer.held.keys.dtype for layer in cache.layers} == {torch.bfloat16 if first else torch.float32}
+    assert float((torch.cat(logits, 1) - exact).norm() / exact.norm()) < 5e-2
+
+
+@torch.no_grad()
 def test_a_memory_decides_under_autocast_as_without():
     torch.manual_seed(0)
     settings = NammSettings(update_every=256)
@@ -71,6 +96,17 @@ def test_a_memory_decides_under_autocast_as_without():
     with torch.autocast("cpu", torch.bfloat16):
         ours = memory.importance(view)
     assert float((ours - expected).norm() / expected.norm()) < 5e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("heads", ["even", "ragged"])
+def test_what_a_memory_computes_in_a_model_under_autocast_is_not_rounded(heads):
+    model, memory, seen = tiny_model("llama", "sdpa"), tiny_namm(tiny_settings(heads=heads)), []
+    with torch.autocast("cpu", torch.bfloat16):
+        drive(model, memory, random_ids(2, 50), listener=lambda *update: seen.append(update))
+    assert len(seen) == 2 * 50 // 8
+    for view, decision in seen:
+        torch.testing.assert_close(decision.importance, memory.decide(view).importance, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -216,3 +252,27 @@ def test_only_the_text_part_of_a_multimodal_model_forgets():
     assert evicted.held_tokens().unique().tolist() == [9]  # 40 tokens are five updates
     for part in (model.config, model.config.text_config, model.config.vision_config):
         assert part._attn_implementation == "sdpa"
+
+
+@torch.no_grad()
+def test_images_whose_patches_see_each_other_are_refused_and_text_is_served():
+    text = GemmaConfig(
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, use_bidirectional_attention=False,
+    )  # fmt: skip
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    torch.manual_seed(0)
+    config = PaliGemmaConfig(text_config=text, vision_config=vision, image_token_index=60, projection_dim=32)
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
+    ids = random_ids(1, 20) % 60
+    words = {"input_ids": ids, "token_type_ids": torch.ones_like(ids)}
+    with memory_attached(model, KeepAll()) as cache:
+        ours = model(**words, past_key_values=cache).logits
+    assert largest_difference(ours, model(**words).logits) < 1e-5
+    ids[:, 3:7] = 60  # four patches
+    image = {"pixel_values": torch.randn(1, 3, 8, 8), "input_ids": ids, "token_type_ids": (ids != 60).long()}
+    assert model(**image).logits.isfinite().all()
+    with memory_attached(model, KeepAll()) as cache, pytest.raises(UnsupportedUseError, match="see each other"):
+        model(**image, past_key_values=cache)

@@ -26,7 +26,7 @@ from workers.memory.build import build_memory
 from workers.memory.errors import MemoryFileError
 from workers.memory.heads import OFFSET_SCALE
 from workers.memory.lookahead import FLOOR, SCALE
-from workers.memory.memory import KeepAll
+from workers.memory.memory import KeepAll, LayerView
 from workers.memory.namm import Namm
 from workers.memory.pretrained import PretrainedMemory
 from workers.memory.specs import NammSettings, NammSpec
@@ -184,6 +184,17 @@ def test_a_share_is_of_the_tokens_seen_and_the_dial_turns_it():
     assert all(len(head) == 24 for layer in held(HeadAllocation(settings, genes), ids) for row in layer for head in row)
     turned = HeadAllocation(settings, genes, threshold=float(np.log(2.0)))
     assert all(len(head) == 12 for layer in held(turned, ids) for row in layer for head in row)
+
+
+@pytest.mark.parametrize("seen", [179, 2864, 3280, 46592])
+def test_a_gene_of_zero_keeps_the_whole_head_whatever_its_length(seen):
+    """The last token of some lengths was dropped: two logarithms of a length were not the same in float32."""
+    memory = HeadAllocation(tiny(choice="h2o", layout=LAYOUT), torch.zeros(1, 4))
+    positions = torch.arange(seen, dtype=torch.int32).expand(1, 2, -1)
+    nothing = torch.zeros(1, 2, seen, 0)
+    view = LayerView(0, seen, nothing, nothing, positions, torch.zeros(1, 2, seen, 1))
+    assert memory.decide(view).keep.all()
+    assert memory.importance(view).min() == 0
 
 
 # Files and models ----------------------------------------------------------------------------------------------------

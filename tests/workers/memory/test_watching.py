@@ -10,8 +10,10 @@ from workers.memory import tiled_attention, watching
 from workers.memory.attention import memory_attached
 from workers.memory.features import SpectralSums
 from workers.memory.options import AttentionOptions
+from workers.memory.packed import packed
 from workers.memory.slots import Slots
 from workers.memory.specs import NammSettings
+from workers.memory.token_attention import attend_packed, attend_token
 
 SETTINGS = NammSettings(update_every=64)
 HELD, NEW = 70, 96
@@ -56,6 +58,31 @@ def test_tiles_of_any_size_give_the_same(queries, window, monkeypatch):
 def test_half_precision_is_as_near_as_its_rounding(dtype):
     for ours, exact in zip(swept(dtype), swept(torch.float32), strict=True):
         assert float((ours - exact).norm() / exact.norm()) < (1e-2 if dtype == torch.bfloat16 else 2e-3)
+
+
+@pytest.mark.parametrize("way", ["tiles", "token", "packed", "lanes"])
+def test_products_beyond_float16_are_no_matter_when_their_scores_are_within_it(way):
+    """Queries and keys with large biases, as of Qwen 2: products before scaling were infinite, and outputs NaN."""
+    torch.manual_seed(0)
+    rows, num_queries = 1 + (way == "lanes"), 5 if way == "tiles" else 1
+    shapes = ((rows, 4, num_queries, 128), (rows, 2, 20, 128), (rows, 2, 20, 128))
+    query, keys, values = (torch.randn(shape) for shape in shapes)
+    query, keys = (40 * (1 + 0.5 * noise) for noise in (query, keys))
+    assert float((query[:, ::2] @ keys.mT).min()) > torch.finfo(torch.float16).max
+    outputs = []
+    for dtype in (torch.float16, torch.float32):
+        slots = Slots.nothing(*(tensor[:, :, :0].to(dtype) for tensor in (keys, values)), 0)
+        slots = slots.append(*(tensor.half().to(dtype) for tensor in (keys, values)), 0)
+        asked, options = query.half().to(dtype), AttentionOptions(2**-12)
+        with torch.no_grad():
+            if way == "tiles":
+                outputs.append(tiled_attention.attend(asked, slots, 15, options, None))
+            elif way == "token":
+                outputs.append(attend_token(asked, slots.keys, slots.values, options)[0])
+            else:
+                outputs.append(attend_packed(asked, packed(slots), 19, options)[0])
+    ours, exact = (output.float() for output in outputs)
+    assert float((ours - exact).norm() / exact.norm()) < 2e-2
 
 
 def test_decoding_writes_behind_the_cache_and_moves_it_once_in_a_while():
