@@ -77,6 +77,7 @@ def run(
         with _timed(seconds, "start"):
             fleet = stack.enter_context(fleet_for(worker_recipe(config), config.cluster, folder.name))
             stack.enter_context(_draining_at_sigterm(fleet))
+            fleet.show({"cluster/generations": float(_generations_done(folder))})
             if not has_run(folder):  # a folder in which no worker can work is to stay free for other settings
                 fleet.wait_for_a_worker()
             journal = stack.enter_context(_open_journal(config, folder, takeover=takeover))
@@ -173,12 +174,16 @@ def _require_examples(config: RunConfig) -> None:
 
 def _require_generations_to_come(config: RunConfig, folder: Folder) -> None:
     """The memory of an earlier generation cannot be had any more: the search has gone on since."""
-    done = len(read_journal(folder).generations) if has_run(folder) else 0
+    done = _generations_done(folder)
     if config.search.generations < done:
         raise ConfigError(
             f"search.generations is {config.search.generations}, but the run in {folder} has {done} already: "
             f"ask for at least {done}, or start a new run folder"
         )
+
+
+def _generations_done(folder: Folder) -> int:
+    return len(read_journal(folder).generations) if has_run(folder) else 0
 
 
 def worker_recipe(config: RunConfig) -> EvaluatorRecipe:
