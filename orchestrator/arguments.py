@@ -12,6 +12,7 @@ from orchestrator.arguments_analysis import ANALYSIS
 from orchestrator.arguments_tasks import add_tasks
 from orchestrator.arguments_transfer import add_transfer
 from orchestrator.parsing import Commands, Parser, add_model, add_modes, count, ratio
+from tasks.task import Split
 from workers.memory.specs import RivalName
 
 
@@ -205,7 +206,7 @@ def _add_questions(parser: Parser) -> None:
     )
     parser.add_argument("--data", metavar="DIR", help="where suites are staged (default: $NAMM_TASKS)")
     parser.add_argument("--profile", choices=("lm_eval", "paper"), default="lm_eval", help="how suites are asked")
-    parser.add_argument("--split", choices=("heldout", "train", "all"), default="heldout", help="examples to ask")
+    parser.add_argument("--split", choices=get_args(Split), default="heldout", help="examples to ask")
     parser.add_argument(
         "--lengths", metavar="N,N", help="lengths of generated documents in tokens (evaluation.lengths)"
     )

@@ -151,6 +151,7 @@ def test_an_address_or_a_path_with_an_equals_sign_is_no_setting(tmp_path, monkey
         (["evaluate", "h2o", "--kept-ratio", "1.5"], "--kept-ratio: must be a number above 0 and at most 1: got '1.5'"),
         (["evaluate", "h2o", "--examples", "0"], "--examples: must be a whole number of at least 1: got '0'"),
         (["generate", "full", "--show", "all"], "--show: invalid choice"),
+        (["evaluate", "recent", "--split", "all"], "--split: invalid choice: 'all'"),
         (["resume", "there", "--generations", "many"], "--generations: must be a whole number"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
