@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +17,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import ConfigError
+from orchestrator.yaml_text import parse_yaml, shortened
 
 T = TypeVar("T")
 
@@ -93,7 +92,7 @@ def override(document: Document, overrides: Sequence[str]) -> Document:
         path, value = _parse_override(text)
         values = _put(values, path, value, text)
         sources.pop(path, None)
-        sources[path] = f"override '{text}'"
+        sources[path] = _label(text)
     return Document(origin=document.origin, values=values, sources=sources)
 
 
@@ -124,32 +123,6 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: ``1e-3`` is a number, and no key may appear twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' appears twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader with two amendments
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}, line {mark.line + 1}" if mark else source
-        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
 
 
 def _locate(name: str, folder: Path) -> Path:
@@ -184,10 +157,10 @@ def _load(file: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
-    values = _parse(text, str(file))
+    values = parse_yaml(text, str(file))
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: must hold sections of keys like 'search:': got {_shown(values)}")
-    return {str(key): value for key, value in values.items()}
+    return values
 
 
 # --- merging ----------------------------------------------------------------------------------------------------------
@@ -218,8 +191,8 @@ def _parse_override(text: str) -> tuple[KeyPath, Any]:
     key, equals, value = text.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
-        raise ConfigError(f"override '{text}' must look like search.population=8 or tasks.0.length=512")
-    return path, _parse(value, f"override '{text}'")
+        raise ConfigError(f"{_label(text)} must look like search.population=8 or tasks.0.length=512")
+    return path, parse_yaml(value, _label(text))
 
 
 def _put(node: Any, path: KeyPath, value: Any, text: str) -> Any:
@@ -229,10 +202,10 @@ def _put(node: Any, path: KeyPath, value: Any, text: str) -> Any:
     head, rest = path[0], path[1:]
     if isinstance(node, list):
         if not head.isdecimal() or int(head) >= len(node):
-            raise ConfigError(f"override '{text}': for '{head}' give the position in a list of {len(node)}, from 0")
+            raise ConfigError(f"{_label(text)}: for '{head}' give the position in a list of {len(node)}, from 0")
         return [_put(child, rest, value, text) if i == int(head) else child for i, child in enumerate(node)]
     if node is not None and not isinstance(node, dict):
-        raise ConfigError(f"override '{text}': there is no '{head}' in {_shown(node)}, which is not a section of keys")
+        raise ConfigError(f"{_label(text)}: there is no '{head}' in {_shown(node)}, which is not a section of keys")
     return {**(node or {}), head: _put((node or {}).get(head), rest, value, text)}
 
 
@@ -333,5 +306,9 @@ def _did_you_mean(name: str, names: Sequence[str]) -> str:
 
 def _shown(value: Any) -> str:
     """A value as YAML writes it, at most 60 characters."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(json.dumps(value, default=str, ensure_ascii=False))
+
+
+def _label(text: str) -> str:
+    """How an override is named."""
+    return f"override '{shortened(text, 120)}'"

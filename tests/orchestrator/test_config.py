@@ -160,6 +160,38 @@ def test_a_wrong_override_is_named_with_its_remedy(override, words):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("seed=2001-02-30", 'seed must be a whole number: got "2001-02-30"'),
+        ("seed=!!int foo", "line 1: not valid YAML: 'foo' is no int"),
+        ("seed=!!bool foo", "line 1: not valid YAML: 'foo' is no bool"),
+        ("seed=!!map foo", "line 1: not valid YAML: expected a section of keys"),
+        ("seed=!!timestamp x", 'seed must be a whole number: got "x"'),
+        ("search={? [a] : 1}", "line 1: not valid YAML: a key must be a word"),
+        ("search={2020-01-01: 1}", "unknown key 'search.2020-01-01'"),
+        ("search=&a [*a]", "line 1: not valid YAML: it holds itself"),
+        ("search=&a {sigma: *a}", "line 1: not valid YAML: it holds itself"),
+        (f"seed={'9' * 5000}", f"line 1: not valid YAML: '{'9' * 57}...' is no int"),
+        (f"seed=0x{'f' * 5000}", f"line 1: not valid YAML: '0x{'f' * 55}...' is no int"),
+        (f"seed={'[' * 3000}", "not valid YAML: lists or sections lie in each other too deeply"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_what_yaml_can_say_and_settings_cannot_be_is_one_line(override, words):
+    line = complaint("small", override)
+    assert line.startswith(f"override '{override[:100]}")
+    assert words in line
+    assert len(line) < 300
+
+
+def test_sections_may_be_named_once_and_used_again(tmp_path):
+    file = write(
+        tmp_path, "mine.yaml", "extends: small\nsearch: {<<: &mine {sigma: 0.5, population: 6}, population: 8}"
+    )
+    assert (load_config(file).search.sigma, load_config(file).search.population) == (0.5, 8)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
         ("memory.update_every=512", "tasks.0.length must be at least memory.update_every (512), or nothing is ever"),
         ("model.device=cuda", "cluster.accelerators_per_worker must be above 0 when model.device is cuda"),
     ],
