@@ -23,6 +23,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from orchestrator.arguments import parse
+from orchestrator.credentials import without_credentials
 from orchestrator.errors import NammError
 from orchestrator.parsing import DEBUG_VARIABLE
 from tasks.errors import TaskError
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EXPECTED_ERRORS as error:
         if arguments.debug or os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
-        print(f"namm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"namm: error: {without_credentials(' '.join(str(error).split()))}", file=sys.stderr)
         return error.exit_code if isinstance(error, NammError) else NammError.exit_code
     except KeyboardInterrupt as interruption:
         print("; ".join(("namm: interrupted", *getattr(interruption, "__notes__", ()))), file=sys.stderr)

@@ -6,6 +6,7 @@ import argparse
 import math
 from typing import Any, NoReturn
 
+from orchestrator.credentials import without_credentials
 from orchestrator.errors import NammError
 
 DEBUG_VARIABLE = "NAMM_DEBUG"
@@ -22,7 +23,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, exit code 2."""
-        self.exit(NammError.exit_code, f"namm: error: {message}; {self.prog} --help says what there is\n")
+        self.exit(
+            NammError.exit_code, f"namm: error: {without_credentials(message)}; {self.prog} --help says what there is\n"
+        )
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
