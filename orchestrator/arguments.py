@@ -104,8 +104,12 @@ def _add_resume(commands: Commands[Parser]) -> None:
         "  namm resume runs/small-seed0\n"
         "  namm resume runs/small-seed0 --generations 80 cluster.workers=4",
     )
-    parser.add_argument("folder", metavar="FOLDER", help=f"the run folder: {PLACES_HELP}")
-    parser.add_argument("words", nargs="*", metavar="key=value", help="settings that differ from the run's")
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="FOLDER|key=value",
+        help=f"the run folder: {PLACES_HELP}; and settings that differ from the run's",
+    )
     parser.add_argument("--generations", type=count, metavar="N", help="evolve up to this many generations in all")
     parser.add_argument("--takeover", action="store_true", help=TAKEOVER_HELP)
     add_modes(parser, quiet="print only the final table", command="resume")

@@ -128,6 +128,24 @@ def test_settings_may_stand_anywhere_among_the_options():
     assert (arguments.run_folder, arguments.quiet) == ("there", True)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["resume", "cluster.workers=4", "nowhere"], "nowhere is no run folder"),
+        (["resume", "cluster.workers=4", "--quiet", "nowhere"], "nowhere is no run folder"),
+        (["resume", "cluster.workers=4"], "name a run folder, one, beside settings like key=value: got settings alone"),
+        (["resume", "here", "there"], "name a run folder, one, beside settings like key=value: got here there"),
+        (["transfer", "cluster.workers=4", "nowhere", "--to", "small-llama"], "nothing to evaluate at 'nowhere'"),
+        (["evolve", "seed=1", "smal"], "no preset is named 'smal'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_may_stand_before_what_they_are_for(words, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert told in error_line(capsys)
+
+
 def test_an_address_or_a_path_with_an_equals_sign_is_no_setting(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seed=1").mkdir()  # a folder that is there
