@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,8 +36,16 @@ EXPECTED = {
     "string_type": "a text (put it in quotes)",
     "tuple_type": "a list",
     "dataclass_type": "a section of keys",
+    "dict_type": "a section of keys",
 }
 """Pydantic's error types in the words of somebody who writes YAML."""
+
+NOUNS: Mapping[Any, tuple[str, str]] = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    type(None): ("null", "nulls"),
+}
+"""Plain types, one and several, where a value is told as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,11 +227,18 @@ def _one_line(kind: type, document: Document, error: ValidationError) -> str:
         error.errors(include_url=False), key=lambda detail: detail["type"] != "unexpected_keyword_argument"
     )
     detail = details[0]
-    path = _key_path(kind, detail["loc"][1:])  # without the tuple's index
-    complaint = _complaint(kind, path, detail)
+    hints = dict(_hints(kind))
+    paths = [_key_path(kind, one["loc"][1:]) for one in details]  # without the tuple's index
+    path = _whole(hints, paths[0])
+    if path == paths[0] and not _is_told_whole(hints.get(_pattern(path))):
+        complaint = _complaint(kind, path, detail)
+    else:
+        got = _shown(_value_at(document.values, path))
+        complaint = f"{'.'.join(path)} must be {_described(hints[_pattern(path)])}: got {got}"
     # A dataclass's own check is located at its section, but its message begins with the key.
     named = tuple(complaint.split()[0].rstrip(":").split(".")) if detail["type"] == "value_error" else path
-    others = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    num_others = len({_whole(hints, one) for one in paths}) - 1
+    others = f" (and {num_others} more)" if num_others else ""
     return f"{document.source(named)}: {complaint}{others}"
 
 
@@ -238,6 +254,42 @@ def _key_path(kind: type, location: Sequence[str | int]) -> KeyPath:
             continue
         path, is_after_tag = (*path, str(part)), False
     return path
+
+
+def _whole(hints: Mapping[KeyPath, Any], path: KeyPath) -> KeyPath:
+    """The key that ``path`` lies within, where that is told as a whole; else ``path``."""
+    prefixes = (path[:length] for length in range(1, len(path) + 1))
+    return next((prefix for prefix in prefixes if _is_told_whole(hints.get(_pattern(prefix)))), path)
+
+
+def _is_told_whole(hint: Any) -> bool:
+    """Whether a mistake within a value is told of all of it: a list of fixed length, or one of several plain types."""
+    kinds = [kind for kind in _members(hint) if kind is not type(None)]
+    return all(kind in NOUNS or _is_fixed(kind) for kind in kinds) and (len(kinds) > 1 or any(map(_is_fixed, kinds)))
+
+
+def _is_fixed(hint: Any) -> bool:
+    return typing.get_origin(hint) is tuple and ... not in typing.get_args(hint)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _described(hint: Any) -> str:
+    return " or ".join(
+        f"a list of {len(typing.get_args(kind))} {NOUNS[typing.get_args(kind)[0]][1]}"
+        if _is_fixed(kind)
+        else NOUNS[kind][0]
+        for kind in _members(hint)
+    )
+
+
+def _value_at(values: Any, path: KeyPath) -> Any:
+    for part in path:
+        values = values[int(part)] if isinstance(values, list) else values[part]
+    return values
 
 
 def _complaint(kind: type, path: KeyPath, detail: ErrorDetails) -> str:
