@@ -99,7 +99,8 @@ def _add_resume(commands: Commands[Parser]) -> None:
         "resume",
         help="go on with a run, with the settings that it was started with",
         description="Go on with the run in a folder, from its journal alone. Settings that do not decide the\n"
-        "trajectory may differ (cluster, tracking, evaluation, search.generations); others need a new run folder.",
+        "trajectory may differ (cluster, tracking, evaluation, report, model.max_memory, model.sha256, more\n"
+        "search.generations, stages to come with their tasks and weights); others need a new run folder.",
         epilog="Examples:\n"
         "  namm resume runs/small-seed0\n"
         "  namm resume runs/small-seed0 --generations 80 cluster.workers=4",

@@ -55,7 +55,8 @@ class SearchSettings:
     """How genomes are proposed."""
 
     optimizer: str = "CMA"
-    """``CMA``, any other optimizer in nevergrad's registry, or ``PublishedCMA`` (full covariance, slow)."""
+    """``CMA``, another of nevergrad's registry that learns a generation at a time (others are refused by name before
+    anything is written), or ``PublishedCMA`` (full covariance, slow)."""
     population: int
     """Candidates in a generation."""
     sigma: float = 0.065

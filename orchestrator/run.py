@@ -71,8 +71,9 @@ def run(
     seconds: dict[str, float] = {}
     folder = folder_at(place)
     initial = check(config, folder, takeover=takeover)
-    # Made before anything is written, because an optimizer may be refused.
+    # Made, and asked, before anything is written, because an optimizer may be refused, or find nothing to propose.
     search = Search(config.search, config.memory.genome_size, config.seed, initial)
+    search.ask()
     with ExitStack() as stack:
         with _timed(seconds, "start"):
             fleet = stack.enter_context(fleet_for(worker_recipe(config), config.cluster, folder.name))
