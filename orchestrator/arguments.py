@@ -12,6 +12,7 @@ from orchestrator.arguments_analysis import ANALYSIS
 from orchestrator.arguments_tasks import add_tasks
 from orchestrator.arguments_transfer import add_transfer
 from orchestrator.parsing import Commands, Parser, add_model, add_modes, count, ratio
+from tasks.task import Split
 from workers.memory.specs import RivalName
 
 
@@ -98,13 +99,18 @@ def _add_resume(commands: Commands[Parser]) -> None:
         "resume",
         help="go on with a run, with the settings that it was started with",
         description="Go on with the run in a folder, from its journal alone. Settings that do not decide the\n"
-        "trajectory may differ (cluster, tracking, evaluation, search.generations); others need a new run folder.",
+        "trajectory may differ (cluster, tracking, evaluation, report, model.max_memory, model.sha256, more\n"
+        "search.generations, stages to come with their tasks and weights); others need a new run folder.",
         epilog="Examples:\n"
         "  namm resume runs/small-seed0\n"
         "  namm resume runs/small-seed0 --generations 80 cluster.workers=4",
     )
-    parser.add_argument("folder", metavar="FOLDER", help=f"the run folder: {PLACES_HELP}")
-    parser.add_argument("words", nargs="*", metavar="key=value", help="settings that differ from the run's")
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="FOLDER|key=value",
+        help=f"the run folder: {PLACES_HELP}; and settings that differ from the run's",
+    )
     parser.add_argument("--generations", type=count, metavar="N", help="evolve up to this many generations in all")
     parser.add_argument("--takeover", action="store_true", help=TAKEOVER_HELP)
     add_modes(parser, quiet="print only the final table", command="resume")
@@ -205,7 +211,7 @@ def _add_questions(parser: Parser) -> None:
     )
     parser.add_argument("--data", metavar="DIR", help="where suites are staged (default: $NAMM_TASKS)")
     parser.add_argument("--profile", choices=("lm_eval", "paper"), default="lm_eval", help="how suites are asked")
-    parser.add_argument("--split", choices=("heldout", "train", "all"), default="heldout", help="examples to ask")
+    parser.add_argument("--split", choices=get_args(Split), default="heldout", help="examples to ask")
     parser.add_argument(
         "--lengths", metavar="N,N", help="lengths of generated documents in tokens (evaluation.lengths)"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.parsing import Commands, Parser, add_model, add_modes, count, ratio
+from orchestrator.parsing import Commands, Parser, add_model, add_modes, count, pause, ratio
 from tasks.token_kinds import LANGUAGES
 
 
@@ -161,7 +161,7 @@ def add_watch(commands: Commands[Parser]) -> None:
         epilog="Examples:\n  namm watch runs/small-seed0\n  namm watch s3://bucket/runs/first --every 30",
     )
     parser.add_argument("folder", metavar="RUN", help="the run folder: a path, or an address like s3://bucket/folder")
-    parser.add_argument("--every", type=count, default=2, metavar="SECONDS", help="between two looks at the journal")
+    parser.add_argument("--every", type=pause, default=2, metavar="SECONDS", help="between two looks at the journal")
     add_modes(parser, quiet=None, command="watch")
 
 

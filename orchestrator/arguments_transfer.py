@@ -24,10 +24,11 @@ def add_transfer(commands: Commands[Parser]) -> None:
         "  namm transfer runs/small-seed0 --to mqa-llama cluster.address=in-process --output mqa.json",
     )
     parser.add_argument(
-        "memory", metavar="MEMORY", help="folder of a saved memory, or a run folder (its champion), also by address"
-    )
-    parser.add_argument(
-        "words", nargs="*", metavar="key=value", help="settings, like cluster.workers=1 or evaluation.lengths=[512]"
+        "words",
+        nargs="+",
+        metavar="MEMORY|key=value",
+        help="folder of a saved memory, or a run folder (its champion), also by address; and settings, like "
+        "cluster.workers=1 or evaluation.lengths=[512]",
     )
     parser.add_argument(
         "--to",

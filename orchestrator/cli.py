@@ -23,7 +23,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from orchestrator.arguments import parse
-from orchestrator.errors import NammError
+from orchestrator.credentials import without_credentials
+from orchestrator.errors import InputError, NammError
 from orchestrator.parsing import DEBUG_VARIABLE
 from tasks.errors import TaskError
 from workers.errors import ModelError, PromptError
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EXPECTED_ERRORS as error:
         if arguments.debug or os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
-        print(f"namm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"namm: error: {without_credentials(' '.join(str(error).split()))}", file=sys.stderr)
         return error.exit_code if isinstance(error, NammError) else NammError.exit_code
     except KeyboardInterrupt as interruption:
         print("; ".join(("namm: interrupted", *getattr(interruption, "__notes__", ()))), file=sys.stderr)
@@ -76,9 +77,10 @@ def _evolve(arguments: argparse.Namespace) -> Answer:
 def _resume(arguments: argparse.Namespace) -> Answer:
     from orchestrator.commands.evolve import resume
 
+    folder, settings = _one_and_settings(arguments.words, "a run folder")
     return resume(
-        folder=arguments.folder,
-        overrides=[*arguments.words, *_settings(search__generations=arguments.generations)],
+        folder=folder,
+        overrides=[*settings, *_settings(search__generations=arguments.generations)],
         takeover=arguments.takeover,
         quiet=arguments.quiet or arguments.json,
     )
@@ -118,11 +120,11 @@ def _evaluate(arguments: argparse.Namespace) -> Answer:
         model__path_or_id=arguments.model and arguments.model.partition("@")[0],
         model__revision=arguments.model and (arguments.model.partition("@")[2] or "null"),
     )
-    words = [word for word in arguments.words if _is_setting(word)]
+    what, words = _sorted(arguments.words)
     asked = overrides_for(arguments.tasks, data=arguments.data, profile=arguments.profile) if arguments.tasks else []
     return evaluate(
         Request(
-            what=tuple(word for word in arguments.words if not _is_setting(word)),
+            what=tuple(what),
             preset=arguments.preset,
             overrides=(*asked, *words, *options),
             kept_ratio=arguments.kept_ratio,
@@ -139,9 +141,10 @@ def _transfer(arguments: argparse.Namespace) -> Answer:
     from orchestrator.commands.transfer import Request, rivals_named, transfer
     from orchestrator.transfer import STATISTICS, Wanted
 
+    memory, settings = _one_and_settings(arguments.words, "a saved memory or run folder")
     return transfer(
         Request(
-            memory=arguments.memory,
+            memory=memory,
             to=tuple(arguments.to.split(",")),
             wanted=Wanted(
                 tasks=arguments.tasks,
@@ -151,7 +154,7 @@ def _transfer(arguments: argparse.Namespace) -> Answer:
                 preset=arguments.preset,
                 other_version=arguments.other_version,
                 max_steps=arguments.max_steps,
-                overrides=tuple(arguments.words),
+                overrides=tuple(settings),
             ),
             statistics=STATISTICS if arguments.statistics == "both" else (arguments.statistics,),
             output=arguments.output,
@@ -338,9 +341,22 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], Answer]] = {
 
 def _preset_and_settings(words: Sequence[str]) -> tuple[str, Sequence[str]]:
     """The preset or file, ``small`` if none was given, and the settings that differ from its."""
-    if words and not _is_setting(words[0]):
-        return words[0], words[1:]
-    return "small", words
+    names, settings = _sorted(words)
+    return (names or ["small"])[0], [*names[1:], *settings]
+
+
+def _one_and_settings(words: Sequence[str], what: str) -> tuple[str, Sequence[str]]:
+    """The one word that is no setting, and the settings before and after it."""
+    names, settings = _sorted(words)
+    if len(names) != 1:
+        raise InputError(f"name {what}, one, beside settings like key=value: got {' '.join(names) or 'settings alone'}")
+    return names[0], settings
+
+
+def _sorted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is no setting, and what is one; they may stand in any order."""
+    names = [word for word in words if not _is_setting(word)]
+    return names, [word for word in words if _is_setting(word)]
 
 
 def _is_setting(word: str) -> bool:

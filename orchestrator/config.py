@@ -55,7 +55,8 @@ class SearchSettings:
     """How genomes are proposed."""
 
     optimizer: str = "CMA"
-    """``CMA``, any other optimizer in nevergrad's registry, or ``PublishedCMA`` (full covariance, slow)."""
+    """``CMA``, another of nevergrad's registry that learns a generation at a time (others are refused by name before
+    anything is written), or ``PublishedCMA`` (full covariance, slow)."""
     population: int
     """Candidates in a generation."""
     sigma: float = 0.065
@@ -97,11 +98,11 @@ class FitnessSettings:
     price_ramp: int = 0
     """Generations over which the price rises from nothing, evenly, to ``kept_price``; 0 asks all from the first."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Weight of a task in the fitness, by its name; 1 for tasks that are not named."""
+    """Weight of a task in the fitness, by its name, from 1e-9 to 1e9; 1 for tasks that are not named."""
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
-            _require(0.0 < weight < math.inf, f"fitness.weights.{name}", "above 0 and finite", weight)
+            _require(1e-9 <= weight <= 1e9, f"fitness.weights.{name}", "from 1e-9 to 1e9", weight)
         _require(0.0 <= self.kept_price < math.inf, "fitness.kept_price", "at least 0 and finite", self.kept_price)
         _require(0.0 <= self.kept_target < 1.0, "fitness.kept_target", "at least 0 and below 1", self.kept_target)
         _require(self.price_ramp >= 0, "fitness.price_ramp", "at least 0", self.price_ramp)

@@ -19,7 +19,7 @@ from typing import Literal
 from orchestrator.errors import RunFolderError
 from orchestrator.files import storage_errors
 from orchestrator.history import JournalContents, has_run, read_journal
-from orchestrator.storage import Folder, LocalFolder, Place
+from orchestrator.storage import Folder, LocalFolder
 
 LOCK_NAME = "driver.lock"
 """The lock's file name in a run folder on a disk; always empty."""
@@ -75,15 +75,6 @@ class Driver:
     """When it opened the run, in ISO 8601."""
     state: Literal["at work", "dead", "out of sight"]
     """``out of sight``: on another machine, where a dead driver cannot be told from a living one."""
-
-
-def driver_of(place: Place) -> Driver | None:
-    """The driver of the run in a folder, None when it is closed; nothing is written, and nothing locked.
-
-    Raises:
-        RunFolderError: there is no run.
-    """
-    return driver_in(read_journal(place))
 
 
 def driver_in(contents: JournalContents | None) -> Driver | None:

@@ -22,6 +22,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from orchestrator.credentials import without_credentials
+
 
 class NammError(Exception):
     """Base of the tree; the message says what is wrong, what came, what is allowed and what to do."""
@@ -30,8 +32,8 @@ class NammError(Exception):
     """What the process returns: 2 when the user can mend the cause, 1 when the run itself failed, 0 when it did not."""
 
     def __init__(self, message: str) -> None:
-        """Fold ``message`` into one line: logs and terminals show it as such."""
-        super().__init__(" ".join(message.split()))
+        """Fold ``message`` into one line without secrets: logs and terminals show it as such."""
+        super().__init__(without_credentials(" ".join(message.split())))
 
 
 class ConfigError(NammError, ValueError):

@@ -11,13 +11,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from orchestrator.errors import StorageError
+from orchestrator.errors import InputError, StorageError
 
 _TEMPORARY_SUFFIX = ".tmp"
 
@@ -28,6 +28,7 @@ _REMEDIES = {
     errno.EACCES: "allow this user to write there or choose another run folder",
     errno.EPERM: "allow this user to write there or choose another run folder",
     errno.EROFS: "make the file system writable or choose another run folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
@@ -41,6 +42,42 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}; nothing was half-written, so {remedy} and resume the run"
         ) from error
+
+
+def require_writable_folder(folder: Path) -> None:
+    """Ask for the permissions of a folder, or of the one that it would be created in; nothing is written.
+
+    Raises:
+        StorageError: files may not be made there.
+    """
+    with storage_errors(folder):
+        existing = folder.absolute()
+        while not existing.exists():
+            existing = existing.parent
+        is_writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK, effective_ids=True)
+    if not is_writable:
+        raise StorageError(
+            f"cannot write {folder}: {existing} may not be written; nothing was half-written, "
+            "so allow this user to write there or choose another folder"
+        )
+
+
+def require_output(output: Path, endings: Iterable[str]) -> None:
+    """Find out that ``--output`` cannot be written while there are no results yet that would be lost.
+
+    Raises:
+        InputError: it is a folder, or its name ends in something else.
+        StorageError: it may not be written.
+    """
+    with storage_errors(output):
+        is_folder = output.is_dir()
+    if is_folder:
+        raise InputError(f"--output {output} is a folder: name a file")
+    if output.suffix not in (allowed := tuple(endings)):
+        raise InputError(f"--output {output}: its name must end in one of {', '.join(allowed)}")
+    with storage_errors(output):
+        _temporary_beside(output).is_dir()  # raises where that name is too long
+    require_writable_folder(output.parent)
 
 
 def make_folder(folder: Path) -> None:
@@ -66,8 +103,7 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
         StorageError: the disk is full or may not be written; ``path`` is as it was.
     """
     make_folder(path.parent)
-    # The name is unique so that a driver that was replaced, but still runs, cannot write into its successor's file.
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}{_TEMPORARY_SUFFIX}")
+    temporary = _temporary_beside(path)
     with storage_errors(path):
         try:
             with open(temporary, "xb") as file:
@@ -126,6 +162,11 @@ def tree_digest(folder: Path) -> str:
         digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _temporary_beside(path: Path) -> Path:
+    """Unique, so that a driver that was replaced, but still runs, cannot write into its successor's file."""
+    return path.with_name(f".{path.name}.{uuid4().hex}{_TEMPORARY_SUFFIX}")
 
 
 def _sync_folder(folder: Path) -> None:

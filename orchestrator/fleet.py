@@ -149,7 +149,8 @@ class RayFleet(DispatchedFleet):
 
     def show(self, figures: Mapping[str, float]) -> None:
         """As ``Fleet.show``: Prometheus reads them from Ray."""
-        self._metrics.show(figures, self.stats())
+        self._metrics.show_run(figures)
+        self._metrics.show_fleet(self.stats())
 
     def _num_workers(self) -> int:
         return len(self._places)
@@ -238,6 +239,7 @@ class RayFleet(DispatchedFleet):
             self._heed_notices()
         if self._num_staying() < self._most_workers:
             self._grow()
+        self._metrics.show_fleet(self.stats())
         if not self.worker_pids() and now > self._heard_at + PATIENCE_SECONDS:
             self._heard_at = now
             _logger.warning(

@@ -13,7 +13,7 @@ GAUGES = {
     "namm_fitness_best": "fitness/best",
     "namm_kept_ratio_mean": "cache/kept_ratio_mean",
 }
-"""Gauge to the figure of a generation that it shows."""
+"""Gauge to the figure of a run that it shows."""
 
 
 class RunMetrics:
@@ -42,10 +42,14 @@ class RunMetrics:
         """One more unit was scored."""
         self._units.inc()
 
-    def show(self, figures: Mapping[str, float], stats: FleetStats) -> None:
-        """Show the figures of a generation, and what became of the fleet."""
+    def show_run(self, figures: Mapping[str, float]) -> None:
+        """Show how far the run is, by the figures that there are."""
         for name, key in GAUGES.items():
-            self._gauges[name].set(figures[key])
+            if key in figures:
+                self._gauges[name].set(figures[key])
+
+    def show_fleet(self, stats: FleetStats) -> None:
+        """Show what became of the fleet so far, which needs no generation: without workers there is none."""
         self._gauges["namm_workers"].set(stats.workers)
         for counter, now, before in (
             (self._deaths, stats.deaths, self._told.deaths),

@@ -6,10 +6,13 @@ import argparse
 import math
 from typing import Any, NoReturn
 
+from orchestrator.credentials import without_credentials
 from orchestrator.errors import NammError
 
 DEBUG_VARIABLE = "NAMM_DEBUG"
 """Environment variable that does what ``--debug`` does, and lets the warnings of libraries through."""
+
+DAY_SECONDS = 86_400
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -22,7 +25,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, exit code 2."""
-        self.exit(NammError.exit_code, f"namm: error: {message}; {self.prog} --help says what there is\n")
+        self.exit(
+            NammError.exit_code, f"namm: error: {without_credentials(message)}; {self.prog} --help says what there is\n"
+        )
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -59,6 +64,13 @@ def count(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1: got {text!r}")
+    return int(text)
+
+
+def pause(text: str) -> int:
+    """A whole number of seconds, at least 1 and at most a day."""
+    if not text.isdecimal() or len(text) > 5 or not 1 <= int(text) <= DAY_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be a whole number of seconds from 1 to {DAY_SECONDS}: got {text!r}")
     return int(text)
 
 

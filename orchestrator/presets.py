@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import re
+import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import ConfigError
+from orchestrator.yaml_text import parse_yaml, shortened
 
 T = TypeVar("T")
 
@@ -36,8 +36,16 @@ EXPECTED = {
     "string_type": "a text (put it in quotes)",
     "tuple_type": "a list",
     "dataclass_type": "a section of keys",
+    "dict_type": "a section of keys",
 }
 """Pydantic's error types in the words of somebody who writes YAML."""
+
+NOUNS: Mapping[Any, tuple[str, str]] = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    type(None): ("null", "nulls"),
+}
+"""Plain types, one and several, where a value is told as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +101,7 @@ def override(document: Document, overrides: Sequence[str]) -> Document:
         path, value = _parse_override(text)
         values = _put(values, path, value, text)
         sources.pop(path, None)
-        sources[path] = f"override '{text}'"
+        sources[path] = _label(text)
     return Document(origin=document.origin, values=values, sources=sources)
 
 
@@ -124,32 +132,6 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: ``1e-3`` is a number, and no key may appear twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' appears twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader with two amendments
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}, line {mark.line + 1}" if mark else source
-        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
 
 
 def _locate(name: str, folder: Path) -> Path:
@@ -184,10 +166,10 @@ def _load(file: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
-    values = _parse(text, str(file))
+    values = parse_yaml(text, str(file))
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: must hold sections of keys like 'search:': got {_shown(values)}")
-    return {str(key): value for key, value in values.items()}
+    return values
 
 
 # --- merging ----------------------------------------------------------------------------------------------------------
@@ -218,8 +200,8 @@ def _parse_override(text: str) -> tuple[KeyPath, Any]:
     key, equals, value = text.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
-        raise ConfigError(f"override '{text}' must look like search.population=8 or tasks.0.length=512")
-    return path, _parse(value, f"override '{text}'")
+        raise ConfigError(f"{_label(text)} must look like search.population=8 or tasks.0.length=512")
+    return path, parse_yaml(value, _label(text))
 
 
 def _put(node: Any, path: KeyPath, value: Any, text: str) -> Any:
@@ -229,10 +211,10 @@ def _put(node: Any, path: KeyPath, value: Any, text: str) -> Any:
     head, rest = path[0], path[1:]
     if isinstance(node, list):
         if not head.isdecimal() or int(head) >= len(node):
-            raise ConfigError(f"override '{text}': for '{head}' give the position in a list of {len(node)}, from 0")
+            raise ConfigError(f"{_label(text)}: for '{head}' give the position in a list of {len(node)}, from 0")
         return [_put(child, rest, value, text) if i == int(head) else child for i, child in enumerate(node)]
     if node is not None and not isinstance(node, dict):
-        raise ConfigError(f"override '{text}': there is no '{head}' in {_shown(node)}, which is not a section of keys")
+        raise ConfigError(f"{_label(text)}: there is no '{head}' in {_shown(node)}, which is not a section of keys")
     return {**(node or {}), head: _put((node or {}).get(head), rest, value, text)}
 
 
@@ -245,11 +227,18 @@ def _one_line(kind: type, document: Document, error: ValidationError) -> str:
         error.errors(include_url=False), key=lambda detail: detail["type"] != "unexpected_keyword_argument"
     )
     detail = details[0]
-    path = _key_path(kind, detail["loc"][1:])  # without the tuple's index
-    complaint = _complaint(kind, path, detail)
+    hints = dict(_hints(kind))
+    paths = [_key_path(kind, one["loc"][1:]) for one in details]  # without the tuple's index
+    path = _whole(hints, paths[0])
+    if path == paths[0] and not _is_told_whole(hints.get(_pattern(path))):
+        complaint = _complaint(kind, path, detail)
+    else:
+        got = _shown(_value_at(document.values, path))
+        complaint = f"{'.'.join(path)} must be {_described(hints[_pattern(path)])}: got {got}"
     # A dataclass's own check is located at its section, but its message begins with the key.
     named = tuple(complaint.split()[0].rstrip(":").split(".")) if detail["type"] == "value_error" else path
-    others = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    num_others = len({_whole(hints, one) for one in paths}) - 1
+    others = f" (and {num_others} more)" if num_others else ""
     return f"{document.source(named)}: {complaint}{others}"
 
 
@@ -265,6 +254,42 @@ def _key_path(kind: type, location: Sequence[str | int]) -> KeyPath:
             continue
         path, is_after_tag = (*path, str(part)), False
     return path
+
+
+def _whole(hints: Mapping[KeyPath, Any], path: KeyPath) -> KeyPath:
+    """The key that ``path`` lies within, where that is told as a whole; else ``path``."""
+    prefixes = (path[:length] for length in range(1, len(path) + 1))
+    return next((prefix for prefix in prefixes if _is_told_whole(hints.get(_pattern(prefix)))), path)
+
+
+def _is_told_whole(hint: Any) -> bool:
+    """Whether a mistake within a value is told of all of it: a list of fixed length, or one of several plain types."""
+    kinds = [kind for kind in _members(hint) if kind is not type(None)]
+    return all(kind in NOUNS or _is_fixed(kind) for kind in kinds) and (len(kinds) > 1 or any(map(_is_fixed, kinds)))
+
+
+def _is_fixed(hint: Any) -> bool:
+    return typing.get_origin(hint) is tuple and ... not in typing.get_args(hint)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _described(hint: Any) -> str:
+    return " or ".join(
+        f"a list of {len(typing.get_args(kind))} {NOUNS[typing.get_args(kind)[0]][1]}"
+        if _is_fixed(kind)
+        else NOUNS[kind][0]
+        for kind in _members(hint)
+    )
+
+
+def _value_at(values: Any, path: KeyPath) -> Any:
+    for part in path:
+        values = values[int(part)] if isinstance(values, list) else values[part]
+    return values
 
 
 def _complaint(kind: type, path: KeyPath, detail: ErrorDetails) -> str:
@@ -333,5 +358,9 @@ def _did_you_mean(name: str, names: Sequence[str]) -> str:
 
 def _shown(value: Any) -> str:
     """A value as YAML writes it, at most 60 characters."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(json.dumps(value, default=str, ensure_ascii=False))
+
+
+def _label(text: str) -> str:
+    """How an override is named."""
+    return f"override '{shortened(text, 120)}'"

@@ -104,7 +104,7 @@ class Fleet(Protocol):
         ...
 
     def show(self, figures: Mapping[str, float]) -> None:
-        """Show the figures of a generation on the cluster's dashboards, where there are any."""
+        """Show how far the run is, by figures like those of a generation, on the cluster's dashboards if it has any."""
         ...
 
     def stats(self) -> FleetStats:

@@ -35,7 +35,7 @@ from orchestrator.store import TABLES, Store
 from orchestrator.tracked import Pictures, log_surroundings, log_tasks, tracked_settings
 from orchestrator.tracking import Tracker, check_tracking
 from tasks.identity import data_digest
-from tasks.registry import SIZED, TaskSettings
+from tasks.registry import SIZED, SuiteTaskSettings, TaskSettings
 from tasks.task import Split
 from workers.checksum import require_checksum
 from workers.evaluator import EvaluatorRecipe
@@ -71,12 +71,14 @@ def run(
     seconds: dict[str, float] = {}
     folder = folder_at(place)
     initial = check(config, folder, takeover=takeover)
-    # Made before anything is written, because an optimizer may be refused.
+    # Made, and asked, before anything is written, because an optimizer may be refused, or find nothing to propose.
     search = Search(config.search, config.memory.genome_size, config.seed, initial)
+    search.ask()
     with ExitStack() as stack:
         with _timed(seconds, "start"):
             fleet = stack.enter_context(fleet_for(worker_recipe(config), config.cluster, folder.name))
             stack.enter_context(_draining_at_sigterm(fleet))
+            fleet.show({"cluster/generations": float(_generations_done(folder))})
             if not has_run(folder):  # a folder in which no worker can work is to stay free for other settings
                 fleet.wait_for_a_worker()
             journal = stack.enter_context(_open_journal(config, folder, takeover=takeover))
@@ -145,6 +147,7 @@ def check(config: RunConfig, folder: Folder, *, takeover: bool = False) -> Any:
     require_same_run(folder, config_hash(config), config_to_dict(config))
     _require_generations_to_come(config, folder)
     require_layout(config.memory, config.model)
+    _require_warm_start(config)
     require_same_data(folder, data_record.describe(config.tasks))
     _require_examples(config)
     folder.require_writable()
@@ -173,12 +176,30 @@ def _require_examples(config: RunConfig) -> None:
 
 def _require_generations_to_come(config: RunConfig, folder: Folder) -> None:
     """The memory of an earlier generation cannot be had any more: the search has gone on since."""
-    done = len(read_journal(folder).generations) if has_run(folder) else 0
+    done = _generations_done(folder)
     if config.search.generations < done:
         raise ConfigError(
             f"search.generations is {config.search.generations}, but the run in {folder} has {done} already: "
             f"ask for at least {done}, or start a new run folder"
         )
+
+
+def _require_warm_start(config: RunConfig) -> None:
+    """The driver fits the first genome itself, on its CPU: it may be where no accelerator is."""
+    if config.search.warm_start is None:
+        return
+    if config.model.quantization is not None:
+        raise ConfigError(
+            f"search.warm_start needs a model that the driver can load on its CPU, and model.quantization is "
+            f"{config.model.quantization}: leave one of the two out"
+        )
+    completed = [task.name for task in config.tasks if isinstance(task, SuiteTaskSettings)]
+    if completed:
+        raise ConfigError(f"search.warm_start needs tasks with questions, {completed[0]} has completions: leave it out")
+
+
+def _generations_done(folder: Folder) -> int:
+    return len(read_journal(folder).generations) if has_run(folder) else 0
 
 
 def worker_recipe(config: RunConfig) -> EvaluatorRecipe:
@@ -222,7 +243,10 @@ def warm_genome(config: RunConfig, folder: Folder) -> Any:
     """The genome that the search starts from: fitted once, and then kept with the run, whoever goes on with it."""
     if not folder.exists(f"{WARM_START}/config.json"):
         assert config.search.warm_start is not None
-        evaluator = worker_recipe(config).build()
+        from orchestrator.run_report import on_this_machine
+
+        recipe = worker_recipe(config)
+        evaluator = dataclasses.replace(recipe, model=on_this_machine(recipe.model)).build()
         found = warm_start(evaluator, config.tasks_at(0), config.memory, config.search.warm_start, config.seed)
         spec = NammSpec(settings=config.memory, normalisation=found.normalisation)
         story = {"model": config.model.path_or_id, "warm_start": {"agreement": found.agreement}}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -83,7 +82,8 @@ class Search:
         """The genomes ``[population, genome]`` of this generation, read-only; the same array until it is told.
 
         Raises:
-            SearchError: the optimizer proposes nothing, or numbers that float32 cannot hold.
+            ConfigError: the optimizer cannot even propose a first generation.
+            SearchError: it proposes no further one, or numbers that float32 cannot hold.
         """
         if self._population is None:
             self._candidates = self._asked_candidates()
@@ -113,24 +113,15 @@ class Search:
         if self._strategy is not None:
             self._require_same_strategy()
 
-    def replay(self, losses_by_generation: Iterable[npt.NDArray[np.float64]]) -> None:
-        """Ask and tell the stored losses of past generations, oldest first: the search then stands where it stood.
-
-        Raises:
-            SearchError: as ``tell``.
-        """
-        for losses in losses_by_generation:
-            self.ask()
-            self.tell(losses)
-
     def _asked_candidates(self) -> list[Any]:
         """One generation and no more: CMA fails when asked for more before every loss is in (nevergrad#1690)."""
         try:
             return [self._optimizer.ask() for _ in range(self._population_size)]
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-            raise SearchError(
+        except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+            kind = SearchError if self._generation else ConfigError
+            raise kind(
                 f"the optimizer cannot propose generation {self._generation}: {error!r}; those that plan with a "
-                f"budget, such as NGOpt, cannot serve a search that may be extended: set search.optimizer to {WORKING}"
+                f"budget cannot serve a search that may be extended: set search.optimizer to {WORKING}"
             ) from error
 
     def _genomes(self, standard: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
@@ -209,7 +200,7 @@ def _build_optimizer(settings: SearchSettings, genome_size: int, seed: int) -> A
     try:
         # No budget is passed: it would make the trajectory depend on how many generations are planned.
         optimizer = factory(parametrization, num_workers=settings.population)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"search.optimizer {settings.optimizer!r} cannot be built for {genome_size} numbers and a population of "
             f"{settings.population}: {error!r}"

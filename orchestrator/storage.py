@@ -15,6 +15,7 @@ vendor's tools look for them (environment, files, the machine's role), and are n
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import re
 import tempfile
@@ -26,7 +27,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.errors import InputError, StorageError
-from orchestrator.files import make_folder, storage_errors, sweep_temporaries, write_atomic
+from orchestrator.files import make_folder, require_writable_folder, storage_errors, sweep_temporaries, write_atomic
 from orchestrator.tracking_server import without_credentials
 
 _SCHEMES = ("s3", "gs")
@@ -225,7 +226,8 @@ class LocalFolder(Folder):
 
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file or folder."""
-        return (self.path / name).exists()
+        with _reading(self.place(name)):
+            return (self.path / name).exists()
 
     def names(self, under: str = "", prefix: str = "") -> list[str]:
         """Names of files; temporary ones, which begin with a dot, are not among them."""
@@ -251,14 +253,7 @@ class LocalFolder(Folder):
 
     def require_writable(self) -> None:
         """Ask for the permissions of the folder, or of the one that it would be created in."""
-        existing = self.path.absolute()
-        while not existing.exists():
-            existing = existing.parent
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise StorageError(
-                f"cannot write {self.address}: {existing} may not be written; nothing was half-written, "
-                "so allow this user to write there or choose another run folder"
-            )
+        require_writable_folder(self.path)
 
     def sweep(self, under: str = "", prefix: str = "") -> None:
         """Remove temporary files."""
@@ -285,6 +280,6 @@ def _reading(place: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            f"cannot read {place}: {error.strerror or error}; allow this user to read it, or mend the file system"
-        ) from error
+        remedies = {errno.ENAMETOOLONG: "choose a shorter name"}
+        remedy = remedies.get(error.errno or 0, "allow this user to read it, or mend the file system")
+        raise StorageError(f"cannot read {place}: {error.strerror or error}; {remedy}") from error

@@ -9,14 +9,15 @@ import urllib.request
 from pathlib import Path
 
 from orchestrator.config import TrackingSettings
+from orchestrator.credentials import CREDENTIALS, without_credentials
 from orchestrator.errors import TrackingError
+
+__all__ = ["check_tracking", "how_to_look", "tracking_uri", "without_credentials"]
 
 ANSWER_SECONDS = 5.0
 """How long a tracking server may take to answer at the start of a run."""
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
-
-_CREDENTIALS = re.compile(r"://[^/\s]+@")
 
 
 def check_tracking(settings: TrackingSettings) -> None:
@@ -55,11 +56,6 @@ def how_to_look(uri: str) -> str:
     return f"http://127.0.0.1:5000 after `mlflow server --backend-store-uri {shown}`"
 
 
-def without_credentials(text: str) -> str:
-    """``text`` with the user and password of any address in it as ``***``: for logs, messages and files."""
-    return _CREDENTIALS.sub("://***@", text)
-
-
 def _why_silent(uri: str) -> str | None:
     """Why no server answers at ``uri``; None when one does."""
     reasons: list[str | None] = [f"silent for {ANSWER_SECONDS:.0f} seconds"]
@@ -71,7 +67,7 @@ def _why_silent(uri: str) -> str | None:
 
 
 def _ask(uri: str) -> str | None:
-    address = _CREDENTIALS.sub("://", uri).rstrip("/")  # urllib would take them for a part of the host's name
+    address = CREDENTIALS.sub("://", uri).rstrip("/")  # urllib would take them for a part of the host's name
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=ANSWER_SECONDS):
             return None

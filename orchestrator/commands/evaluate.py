@@ -18,7 +18,7 @@ from orchestrator.config import RunConfig, config_from_dict, config_to_dict, loa
 from orchestrator.errors import InputError
 from orchestrator.evaluation import EvaluationPlan, Result, ScoreUnits
 from orchestrator.evolution import Progress, score_units
-from orchestrator.files import make_folder, read_json, write_atomic, write_json_atomic
+from orchestrator.files import read_json, require_output, write_atomic, write_json_atomic
 from orchestrator.fleet import Fleet, fleet_for
 from orchestrator.full_cache import folder_digest
 from orchestrator.journal import has_run, read_journal
@@ -100,7 +100,7 @@ def evaluate(request: Request) -> Answer:
         {task: {request.split: examples} for task, examples in plan.examples.items()},
     )
     if request.output is not None:
-        _require_writable(request.output)
+        require_output(request.output, WRITERS)
     if request.folder is not None:
         _require_same_evaluation(request.folder, _identity(request, config, contenders))
     with ExitStack() as stack:
@@ -265,15 +265,6 @@ def _require_same_evaluation(folder: Path, identity: Mapping[str, Any]) -> None:
         raise InputError(
             f"--folder {folder} holds an evaluation with other settings ({changed}): choose another folder"
         )
-
-
-def _require_writable(output: Path) -> None:
-    """Found out now, not when the results are there."""
-    if output.is_dir():
-        raise InputError(f"--output {output} is a folder: name a file")
-    if output.suffix not in WRITERS:
-        raise InputError(f"--output {output}: its name must end in one of {', '.join(WRITERS)}")
-    make_folder(output.parent)
 
 
 def _write(request: Request, document: Mapping[str, Any], table: Sequence[TableRow]) -> None:

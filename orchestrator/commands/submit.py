@@ -26,6 +26,8 @@ from orchestrator.config import RunConfig, load_config
 from orchestrator.errors import ConfigError, FleetError, JobError
 from orchestrator.terminal import Answer, facts, installed_command, visible
 from orchestrator.tracking_server import without_credentials
+from tasks.corpus_task import MODEL_TOKENIZER, CorpusTaskSettings
+from tasks.registry import SuiteTaskSettings
 
 RUNTIME_ENV = "runtime-env.yaml"
 
@@ -189,11 +191,7 @@ class _Luggage:
 
     def require_paths(self, config: RunConfig) -> None:
         """Fail where a setting names a folder here that the job would look for in vain."""
-        settings = {
-            "search.initial_genome": config.search.initial_genome,
-            "model.path_or_id": config.model.path_or_id,
-        }
-        for key, value in settings.items():
+        for key, value in _paths(config):
             if value and not Path(value).is_absolute() and Path(value).exists():
                 self._require(Path(value), f"{key}: {value}")
 
@@ -211,6 +209,18 @@ class _Luggage:
                         f"{told} stays behind: the job takes {self.folder} along without what matches {pattern} "
                         f"({RUNTIME_ENV}, .gitignore); put it elsewhere in that folder"
                     )
+
+
+def _paths(config: RunConfig) -> Iterator[tuple[str, str | None]]:
+    """All settings that may name a folder, by key."""
+    yield "search.initial_genome", config.search.initial_genome
+    yield "model.path_or_id", config.model.path_or_id
+    for index, task in enumerate(config.tasks):
+        if isinstance(task, SuiteTaskSettings):
+            yield f"tasks.{index}.data", task.data
+        if isinstance(task, CorpusTaskSettings):
+            yield f"tasks.{index}.corpus", task.corpus
+            yield f"tasks.{index}.tokenizer", None if task.tokenizer == MODEL_TOKENIZER else task.tokenizer
 
 
 def _luggage(preset: str) -> tuple[_Luggage, list[str]]:

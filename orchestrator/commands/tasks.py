@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from rich.console import RenderableType
 
+from orchestrator.files import make_folder, require_writable_folder
 from orchestrator.terminal import Answer, facts, grid, visible
 from tasks.documents import count_pieces
 from tasks.errors import TaskError
@@ -263,6 +264,7 @@ def generate(
 
     Raises:
         TaskError: the folder holds files from the hub, or a package is missing.
+        StorageError: the folder may not be written.
         ModelError: the tokenizer cannot be loaded.
     """
     from tasks.writers import write_suite
@@ -271,7 +273,8 @@ def generate(
     present = read_manifest(to / suite.folder)
     if present is not None and present.origin == "hub":
         raise TaskError(f"{to / suite.folder} holds files from the hub: choose another folder")
-    to.mkdir(parents=True, exist_ok=True)
+    require_writable_folder(to / suite.folder)
+    make_folder(to)
     sizes = {"seed": seed, "num_rows": num_rows, "target_tokens": length}
     write_suite(name, to, **sizes, count_tokens=counter(model), corpus=corpus, in_words=in_words)
     manifest = read_manifest(to / suite.folder)

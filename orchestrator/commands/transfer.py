@@ -13,7 +13,7 @@ from orchestrator.commands.contenders import contender_named
 from orchestrator.commands.evaluate import score_on
 from orchestrator.errors import InputError
 from orchestrator.evolved_there import memory_there
-from orchestrator.files import json_bytes, make_folder, write_atomic
+from orchestrator.files import json_bytes, require_output, write_atomic
 from orchestrator.fleet import fleet_for
 from orchestrator.progress import reporting
 from orchestrator.targets import kind_of, models_named, target_for
@@ -66,7 +66,7 @@ def transfer(request: Request) -> Answer:
     """
     memory = _memory(request.memory)
     if request.output is not None:
-        require_output(request.output)
+        require_output(request.output, (".json", ".md"))
     models = [model for name in request.to for model in models_named(name)]
     kinds = {kind_of(model) for model in models}
     if len(kinds) > 1:
@@ -139,19 +139,6 @@ def rivals_named(text: str | None) -> tuple[RivalName, ...] | None:
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
-
-
-def require_output(output: Path) -> None:
-    """Found out now, not when the results are there.
-
-    Raises:
-        InputError: the file cannot be written, or has another ending.
-    """
-    if output.suffix not in (".json", ".md"):
-        raise InputError(f"--output {output}: its name must end in .json or .md")
-    if output.is_dir():
-        raise InputError(f"--output {output} is a folder: name a file")
-    make_folder(output.parent)
 
 
 def markdown(comparisons: Sequence[Comparison], digits: int) -> str:

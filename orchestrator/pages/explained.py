@@ -10,7 +10,6 @@ import numpy as np
 
 from orchestrator.analysis.traced_text import TracedText, survival_table
 from orchestrator.pages.page import packed, render
-from workers.tracing import HELD
 
 MOST_TOKENS = 20_000
 """Tokens that a page shows; a browser lays out no more of them in a second."""
@@ -91,9 +90,3 @@ def kept_by_kind(read: TracedText) -> list[tuple[str, int, float]]:
         (row["kind"], row["judged_tokens_sum"] // heads, row["kept_tokens_sum"] / row["judged_tokens_sum"])
         for row in sums.to_pylist()
     ]
-
-
-def held_share(read: TracedText) -> list[float]:
-    """Share of all KV heads that hold each token in the end."""
-    share: list[float] = (read.trace.dropped_at() == HELD).mean(axis=(0, 1)).tolist()
-    return share

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from orchestrator.config import ClusterSettings
 from orchestrator.fleet import RayFleet
 from tests.cluster.test_ray_fleet import units
 from tests.orchestrator import recipes, scored
-from tests.orchestrator.recipes import FakeRecipe
+from tests.orchestrator.recipes import FakeRecipe, SlowToBuild
 
 pytestmark = [
     pytest.mark.cluster,
@@ -49,6 +50,35 @@ def samples(port: int) -> dict[str, float]:
     return {name: float(value) for name, value in found}
 
 
+def shown_until(wanted: dict[str, float]) -> dict[str, float]:
+    """Look at this machine's page until it shows at least these."""
+    import ray
+
+    port = ray.nodes()[0]["MetricsExportPort"]
+    deadline = time.monotonic() + 300
+    found: dict[str, float] = {}
+    while not found.items() >= wanted.items():  # they arrive some seconds late, not all at once
+        assert time.monotonic() < deadline, found
+        time.sleep(1)
+        with suppress(OSError):  # a busy agent answers late
+            found = samples(port)
+    return found
+
+
+def test_a_fleet_that_waits_for_its_first_worker_shows_that_it_has_none():
+    """Both gauges used to appear with the first committed generation, which never comes without workers."""
+    import ray
+
+    for module in (recipes, scored):
+        ray.cloudpickle.register_pickle_by_value(module)
+    with RayFleet(SlowToBuild(), ClusterSettings(workers=1), "first") as fleet, ThreadPoolExecutor() as beside:
+        fleet.show({"cluster/generations": 0.0})
+        seen = beside.submit(shown_until, {"namm_workers": 0.0, "namm_generation": 0.0})
+        seen.add_done_callback(lambda _: fleet.drain())
+        fleet.wait_for_a_worker()
+    assert set(seen.result()) == {"namm_workers", "namm_generation"}
+
+
 def test_every_metric_that_is_documented_is_scraped_with_its_value():
     import ray
 
@@ -58,13 +88,6 @@ def test_every_metric_that_is_documented_is_scraped_with_its_value():
     with RayFleet(FakeRecipe(), ClusterSettings(workers=1), "first") as fleet:
         list(fleet.score(units(count=5)))
         fleet.show(FIGURES)
-        port = ray.nodes()[0]["MetricsExportPort"]
-        deadline = time.monotonic() + 300
-        found: dict[str, float] = {}
-        while not found.items() >= EXPECTED.items():  # they arrive some seconds late, not all at once
-            assert time.monotonic() < deadline, found
-            time.sleep(1)
-            with suppress(OSError):  # a busy agent answers late
-                found = samples(port)
+        found = shown_until(EXPECTED)
     assert set(found) <= set(NAMES)
     assert set(NAMES) - set(EXPECTED) == {"namm_worker_deaths_total", "namm_retries_total"}

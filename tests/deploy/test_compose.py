@@ -97,6 +97,11 @@ def test_the_head_holds_no_worker_and_asks_for_the_token(services):
         assert "RAY_AUTH_TOKEN" in services[name]["environment"]
 
 
+def test_driver_and_workers_may_read_a_gated_model(services):
+    for name in ("ray-head", "ray-worker"):
+        assert services[name]["environment"]["HF_TOKEN"] == "${HF_TOKEN:-}"
+
+
 def test_one_worker_container_is_enough_for_the_small_preset(services):
     cluster = load_config("small").cluster
     (cpus,) = re.findall(r"--num-cpus=(\d+)", services["ray-worker"]["command"])

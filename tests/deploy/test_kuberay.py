@@ -141,6 +141,14 @@ def test_the_token_comes_from_a_secret_that_outlives_every_cluster_of_the_job(cl
     assert cluster["spec"]["authOptions"] == {"mode": "token", "secretName": "namm-ray-token"}
 
 
+def test_driver_and_workers_may_read_a_gated_model(head, gpu_workers):
+    """The driver measures prompts with the model's own tokenizer, before any worker is there."""
+    for group in (head, gpu_workers):
+        (container,) = group["template"]["spec"]["containers"]
+        (token,) = [entry for entry in container.get("env", []) if entry["name"] == "HF_TOKEN"]
+        assert token["valueFrom"] == {"secretKeyRef": {"name": "namm-hub-token", "key": "token", "optional": True}}
+
+
 def test_no_container_is_root_or_may_become_it(head, gpu_workers):
     for group in (head, gpu_workers):
         pod = group["template"]["spec"]

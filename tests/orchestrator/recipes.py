@@ -43,6 +43,15 @@ class BrokenRecipe:
         raise ValueError("no model in /nowhere:\nset model.path_or_id to a folder that has one")
 
 
+@dataclass(frozen=True)
+class SlowToBuild:
+    """Takes longer to load than any test lasts."""
+
+    def build(self) -> "FakeScorer":
+        time.sleep(600.0)
+        return FakeScorer(FakeRecipe())
+
+
 class OtherLibraryError(Exception):
     """Like those of several libraries, it can be pickled but not unpickled."""
 

@@ -128,6 +128,24 @@ def test_settings_may_stand_anywhere_among_the_options():
     assert (arguments.run_folder, arguments.quiet) == ("there", True)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["resume", "cluster.workers=4", "nowhere"], "nowhere is no run folder"),
+        (["resume", "cluster.workers=4", "--quiet", "nowhere"], "nowhere is no run folder"),
+        (["resume", "cluster.workers=4"], "name a run folder, one, beside settings like key=value: got settings alone"),
+        (["resume", "here", "there"], "name a run folder, one, beside settings like key=value: got here there"),
+        (["transfer", "cluster.workers=4", "nowhere", "--to", "small-llama"], "nothing to evaluate at 'nowhere'"),
+        (["evolve", "seed=1", "smal"], "no preset is named 'smal'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_may_stand_before_what_they_are_for(words, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert told in error_line(capsys)
+
+
 def test_an_address_or_a_path_with_an_equals_sign_is_no_setting(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seed=1").mkdir()  # a folder that is there
@@ -151,6 +169,7 @@ def test_an_address_or_a_path_with_an_equals_sign_is_no_setting(tmp_path, monkey
         (["evaluate", "h2o", "--kept-ratio", "1.5"], "--kept-ratio: must be a number above 0 and at most 1: got '1.5'"),
         (["evaluate", "h2o", "--examples", "0"], "--examples: must be a whole number of at least 1: got '0'"),
         (["generate", "full", "--show", "all"], "--show: invalid choice"),
+        (["evaluate", "recent", "--split", "all"], "--split: invalid choice: 'all'"),
         (["resume", "there", "--generations", "many"], "--generations: must be a whole number"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -177,6 +196,7 @@ def test_arguments_that_cannot_be_understood_exit_with_2_and_one_line(arguments,
         (["small", "large"], "override 'large' must look like search.population=8"),
         (["small", "model.path_or_id=./nowhere"], "no model at './nowhere'"),
         (["small", "search.optimizer=CMAA"], "'CMAA'"),
+        (["small", "search.optimizer=NGOpt"], "the optimizer cannot propose generation 0"),
         (["small", "search.initial_genome=nowhere"], "no memory in nowhere"),
         (["small", "evaluation.lengths=[20]"], "num_facts is 8, too many for documents of length 20"),
         (["small", "tasks.0.length=20"], "length"),

@@ -15,6 +15,8 @@ from orchestrator.units import plan_units
 from tests.orchestrator.conftest import TINY
 from workers.memory.specs import NammSpec
 
+LONG_NAME = "a" * 240
+"""That a file may have, but not one with anything added to its name."""
 HERE = ("cluster.address=in-process", "examples.pool=4", "examples.per_generation=2")
 
 
@@ -95,6 +97,8 @@ def test_workers_on_ray_give_the_same_scores(finished_run, capsys):
         (["h2o", "model.path_or_id=./nowhere"], "no model at './nowhere'"),
         (["h2o", "--lengths", "long"], "evaluation.lengths.0 must be a whole number"),
         (["h2o", "--output", "."], "--output . is a folder"),
+        (["h2o", "--output", f"{LONG_NAME}.csv"], "File name too long"),
+        ([2 * LONG_NAME], "aaa: File name too long; choose a shorter name"),
         (["h2o", "cluster.address=127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -112,6 +112,23 @@ def test_what_would_stay_behind_is_refused(files, preset, overrides, message, tm
         words(preset, *overrides)
 
 
+@pytest.mark.parametrize(
+    ("key", "task"),
+    [
+        ("data", "{kind: longbench, task: qasper, data: out}"),
+        ("corpus", "{kind: text_kv, length: 512, corpus: out}"),
+        ("tokenizer", "{kind: text_kv, length: 512, tokenizer: out}"),
+    ],
+)
+def test_a_folder_of_a_task_that_would_stay_behind_is_refused(key, task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "in" / "a.yaml").write_text(f"extends: small\nstages: []\ntasks: [{task}]\n")
+    with pytest.raises(ConfigError, match=f"^tasks.0.{key}: out lies outside"):
+        words("in/a.yaml")
+
+
 def test_a_home_folder_is_not_uploaded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

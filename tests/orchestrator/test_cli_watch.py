@@ -72,8 +72,8 @@ def test_a_folder_without_a_run_is_told_in_one_line(tmp_path, capsys):
     assert "is no run folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("every", ["0", "soon", "-1"])
-def test_a_pause_is_at_least_a_second(every, tmp_path, capsys):
+@pytest.mark.parametrize("every", ["0", "soon", "-1", "86401", "99999999999999"])
+def test_a_pause_is_at_least_a_second_and_at_most_a_day(every, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["watch", str(tmp_path), "--every", every])
     assert stopped.value.code == 2

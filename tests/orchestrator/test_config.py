@@ -145,6 +145,19 @@ def test_the_last_of_two_overrides_wins():
         ("search.sigma=.nan", ["search.sigma must be positive and finite", "got nan"]),
         ("evaluation.rivals=[h20]", ["evaluation.rivals.0 must be", "'h2o'", 'got "h20"']),
         ("evaluation.lengths=[512, 256]", ["evaluation.lengths must be positive and increasing", "(512, 256)"]),
+        ("cluster.workers=many", ['cluster.workers must be a whole number or a list of 2 whole numbers: got "many"']),
+        ("cluster.workers=[1]", ["cluster.workers must be a whole number or a list of 2 whole numbers: got [1]"]),
+        (
+            "cluster.workers=[1, a]",
+            ['cluster.workers must be a whole number or a list of 2 whole numbers: got [1, "a"]'],
+        ),
+        ("memory.layout=[1]", ["memory.layout must be a list of 2 whole numbers or null: got [1]"]),
+        ("memory.layout=[1, 2, 3]", ["memory.layout must be a list of 2 whole numbers or null: got [1, 2, 3]"]),
+        ("memory.layout=[a, b]", ['memory.layout must be a list of 2 whole numbers or null: got ["a", "b"]']),
+        ("memory.layout=7", ["memory.layout must be a list of 2 whole numbers or null: got 7"]),
+        ("tasks=[7]", ["tasks.0 must be a section of keys: got 7"]),
+        ("fitness.weights=[1]", ["fitness.weights must be a section of keys: got [1]"]),
+        ("model.max_memory=3", ["model.max_memory must be a section of keys or null: got 3"]),
         ("tasks.5.length=512", ["for '5' give the position in a list of 2"]),
         ("seed.x=1", ["there is no 'x' in 0"]),
         ("seed", ["must look like search.population=8"]),
@@ -155,6 +168,40 @@ def test_the_last_of_two_overrides_wins():
 def test_a_wrong_override_is_named_with_its_remedy(override, words):
     line = complaint("small", override)
     assert [word for word in [f"override '{override}'", *words] if word not in line] == []
+    assert line.count("must be") <= 1
+    assert " more)" not in line
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=2001-02-30", 'seed must be a whole number: got "2001-02-30"'),
+        ("seed=!!int foo", "line 1: not valid YAML: 'foo' is no int"),
+        ("seed=!!bool foo", "line 1: not valid YAML: 'foo' is no bool"),
+        ("seed=!!map foo", "line 1: not valid YAML: expected a section of keys"),
+        ("seed=!!timestamp x", 'seed must be a whole number: got "x"'),
+        ("search={? [a] : 1}", "line 1: not valid YAML: a key must be a word"),
+        ("search={2020-01-01: 1}", "unknown key 'search.2020-01-01'"),
+        ("search=&a [*a]", "line 1: not valid YAML: it holds itself"),
+        ("search=&a {sigma: *a}", "line 1: not valid YAML: it holds itself"),
+        (f"seed={'9' * 5000}", f"line 1: not valid YAML: '{'9' * 57}...' is no int"),
+        (f"seed=0x{'f' * 5000}", f"line 1: not valid YAML: '0x{'f' * 55}...' is no int"),
+        (f"seed={'[' * 3000}", "not valid YAML: lists or sections lie in each other too deeply"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_what_yaml_can_say_and_settings_cannot_be_is_one_line(override, words):
+    line = complaint("small", override)
+    assert line.startswith(f"override '{override[:100]}")
+    assert words in line
+    assert len(line) < 300
+
+
+def test_sections_may_be_named_once_and_used_again(tmp_path):
+    file = write(
+        tmp_path, "mine.yaml", "extends: small\nsearch: {<<: &mine {sigma: 0.5, population: 6}, population: 8}"
+    )
+    assert (load_config(file).search.sigma, load_config(file).search.population) == (0.5, 8)
 
 
 @pytest.mark.parametrize(

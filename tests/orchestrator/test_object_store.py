@@ -18,7 +18,7 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.config import config_hash, config_to_dict
-from orchestrator.driver_lock import driver_of
+from orchestrator.driver_lock import driver_in
 from orchestrator.errors import RunFolderError, StorageError
 from orchestrator.evolution import Parts, evolve
 from orchestrator.journal import Journal, read_journal
@@ -150,14 +150,14 @@ def test_a_missing_bucket_is_one_line_and_nothing_is_written(server, tmp_path, m
 def test_a_journal_is_the_same_on_an_object_store(run_address):
     with opened(run_address) as journal:
         journal.append(record(0))
-        assert driver_of(run_address).state == "at work"
+        assert driver_in(read_journal(run_address)).state == "at work"
     with opened(run_address) as journal:
         assert (journal.attempt, journal.generations()) == (2, [record(0)])
         journal.append(record(1))
     contents = read_journal(run_address)
     assert contents.generations == (record(0), record(1))
     assert contents.is_closed
-    assert driver_of(run_address) is None
+    assert driver_in(read_journal(run_address)) is None
     assert all(len(content) < 2000 for content in objects(folder_at(run_address)).values())
 
 
@@ -167,7 +167,7 @@ def test_a_second_driver_is_told_who_the_first_one_is(run_address, monkeypatch):
         opened(run_address)
     with monkeypatch.context() as patch:
         patch.setattr(socket, "gethostname", lambda: "head-7")
-        assert driver_of(run_address).state == "out of sight"
+        assert driver_in(read_journal(run_address)).state == "out of sight"
         with pytest.raises(RunFolderError, match=rf"was at work and may still be on s3://.* on {here}, since 20"):
             opened(run_address)
         opened(run_address, takeover=True).close()

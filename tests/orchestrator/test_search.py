@@ -36,7 +36,8 @@ def test_replaying_the_losses_reproduces_every_population_bit_for_bit(optimizer)
     first = Search(settings, SIZE, seed=3)
     _, told = evolve(first, 5)
     resumed = Search(settings, SIZE, seed=3)
-    resumed.replay(told)
+    stored = iter(told)
+    evolve(resumed, 5, lambda _: next(stored))
     assert resumed.generation == 5
     np.testing.assert_array_equal(resumed.mean, first.mean)
     assert evolve(resumed, 3)[0] == evolve(first, 3)[0]
@@ -203,9 +204,10 @@ def test_an_asked_population_cannot_be_overwritten():
         ({"optimizer": "NelderMead"}, "sequential or one-shot"),
         ({"optimizer": "HaltonSearch"}, "sequential or one-shot"),
         ({"optimizer": "MultiCMA"}, "budget"),
+        ({"optimizer": "BAR4"}, "cannot be built"),
         ({"population": 2}, "at least 3 for CMA: got 2"),
     ],
-    ids=["typo", "nonsense", "unguarded-cma", "sequential", "one-shot", "wants-a-budget", "too-few"],
+    ids=["typo", "nonsense", "unguarded-cma", "sequential", "one-shot", "wants-a-budget", "divides-it", "too-few"],
 )
 def test_an_optimizer_that_cannot_serve_is_refused_with_a_remedy(changes, message):
     with pytest.raises(ConfigError, match=message):
@@ -219,7 +221,7 @@ def test_an_initial_genome_that_does_not_fit_is_refused(initial):
 
 
 def test_an_optimizer_that_turns_out_to_need_a_budget_says_so():
-    with pytest.raises(SearchError, match="cannot propose generation 0"):
+    with pytest.raises(ConfigError, match="cannot propose generation 0"):
         Search(dataclasses.replace(SETTINGS, optimizer="NGOpt"), SIZE, seed=0).ask()
 
 

@@ -119,8 +119,10 @@ def test_the_weights_of_tasks_are_named_and_positive():
     assert load_config("small", ["fitness.weights={facts_code-256: 2}"]).fitness.weights == {"facts_code-256": 2.0}
     with pytest.raises(ConfigError, match="names of tasks"):
         load_config("small", ["fitness.weights={facts: 2}"])
-    with pytest.raises(ConfigError, match="above 0 and finite"):
+    with pytest.raises(ConfigError, match=r"fitness.weights.facts_code-256 must be from 1e-9 to 1e9: got 0"):
         load_config("small", ["fitness.weights={facts_code-256: 0}"])
+    with pytest.raises(ConfigError, match=r"from 1e-9 to 1e9: got 1e\+308"):  # two of them have no sum
+        load_config("small", ["fitness.weights={facts_code-256: 1e308, facts_prose-256: 1e308}"])
 
 
 @pytest.mark.parametrize("name", ["llama3-8b", "llama3.2-1b", "qwen3-8b", "mistral-7b", "llama3-70b"])

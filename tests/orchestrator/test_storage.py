@@ -14,6 +14,7 @@ from orchestrator.cli import main
 from orchestrator.errors import InputError, StorageError
 from orchestrator.storage import LocalFolder, folder_at, local_copy
 from tests.orchestrator.conftest import TINY
+from tests.orchestrator.test_store import unprivileged
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,24 @@ def test_a_local_folder_lists_its_files_by_prefix_and_hides_what_is_being_writte
         assert path == tmp_path
     with pytest.raises(StorageError, match=r"cannot read .*units/b: No such file or directory; allow this user"):
         folder.read("units/b")
+
+
+def test_a_folder_that_may_not_be_looked_into_is_one_line(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o000)
+    folder = LocalFolder(closed / "run")
+    with unprivileged():
+        with pytest.raises(StorageError, match=r"^cannot read .*: Permission denied; allow this user to read it"):
+            folder.exists()
+        with pytest.raises(StorageError, match=r"^cannot write .*: Permission denied; .*allow this user to write"):
+            folder.require_writable()
+    closed.chmod(0o755)
+
+
+def test_a_name_that_is_too_long_is_one_line() -> None:
+    with pytest.raises(StorageError, match=r"^cannot read a+: File name too long; choose a shorter name$"):
+        LocalFolder(Path("a" * 300)).exists()
 
 
 def test_a_guard_is_asked_before_every_change_and_only_then(tmp_path: Path) -> None:

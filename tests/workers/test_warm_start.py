@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from orchestrator.cli import main
+from orchestrator.config import load_config
 from orchestrator.journal import read_journal
+from orchestrator.run import warm_genome
+from orchestrator.storage import LocalFolder
 from tasks.registry import GeneratedTaskSettings
 from workers.evaluator import Evaluator, EvaluatorRecipe
 from workers.memory.pretrained import PretrainedMemory
@@ -85,6 +88,35 @@ def test_impossible_settings_are_named(wrong):
 def test_prompts_without_an_update_are_refused(evaluator):
     with pytest.raises(ValueError, match=r"search.warm_start found no prompt of at least memory.update_every \(512\)"):
         warm_start(evaluator, [TASK.name], NammSettings(), dataclasses.replace(SETTINGS, examples=1), seed=0)
+
+
+def test_a_driver_without_an_accelerator_fits_on_its_cpu(tmp_path):
+    """It failed with the device of the workers, and only once the journal was there."""
+    config = load_config(
+        "small",
+        ["model.device=cuda", "cluster.accelerators_per_worker=1", "search.warm_start={examples: 1, steps: 1}"],
+    )
+    assert warm_genome(config, LocalFolder(tmp_path)).shape == (config.memory.genome_size,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.quantization=int8"], "search.warm_start needs a model that the driver can load on its CPU"),
+        (
+            ["tasks=[{kind: longbench, task: qasper}]"],
+            "search.warm_start needs tasks with questions, longbench-qasper has completions",
+        ),
+    ],
+    ids=["quantized", "completions"],
+)
+def test_what_cannot_be_fitted_is_refused_before_anything_is_written(settings, message, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["evolve", "small", "search.warm_start={}", *settings, "--run", str(folder)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"namm: error: {message}")
+    assert captured.err.count("\n") == 1
+    assert not folder.exists()
 
 
 @pytest.mark.slow
