@@ -38,7 +38,7 @@ def answers(units, sql):
     "sql",
     [
         "SELECT memory_name, examples, exact, ratio, margin, kept_ratio FROM comparison ORDER BY memory_name",
-        "SELECT memory_name, example, score, full_score, kept_ratio FROM heldout_examples ORDER BY memory_name, example",
+        "SELECT memory_name, example, score, full_score, kept_ratio FROM heldout_examples ORDER BY 1, 2",
     ],
     ids=["comparison", "heldout_examples"],
 )
