@@ -24,6 +24,7 @@ from orchestrator.store import Store
 from tasks.identity import data_digest
 from tasks.registry import TaskSettings
 from workers.language_model import model_folder
+from workers.settings import ModelSettings
 from workers.unit import ScoredUnit, Unit
 
 _logger = logging.getLogger(__name__)
@@ -91,12 +92,21 @@ def full_cache_settings(config: RunConfig) -> dict[str, Any]:
     """All that decides what the full cache scores on any task, and what statistics are gathered there."""
     settings = config_to_dict(config)
     deciding = {key: settings[key] for key in ("model", "prompts", "memory", "units")}
-    deciding["score"] = settings["fitness"]["score"]
-    deciding["code"] = code_hash()
-    deciding["libraries"] = {name: metadata.version(name) for name in LIBRARIES}
-    if folder := model_folder(config.model.path_or_id):
-        deciding["weights"] = folder_digest(folder)
-    return deciding
+    return deciding | {"score": settings["fitness"]["score"]} | scored_by(config.model)
+
+
+def scored_by(model: ModelSettings) -> dict[str, Any]:
+    """What no setting names and every score depends on: our code, the libraries, and the weights of a local model.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    folder = model_folder(model.path_or_id)
+    return {
+        "code": code_hash(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        **({"weights": folder_digest(folder)} if folder else {}),
+    }
 
 
 def full_cache_hash(shared: Mapping[str, Any], task: TaskSettings, *, has_statistics: bool) -> str:

@@ -279,6 +279,7 @@ def summarise(parts: Parts, evolved: Evolved, champion: PretrainedMemory) -> tup
         "version": SUMMARY_VERSION,
         "model": config.model.path_or_id,
         "generations": config.search.generations,
+        "evaluation": config_to_dict(config)["evaluation"],
         "seed": config.seed,
         "config_hash": config_hash(config),
         "population_hash": evolved.population_hash,

@@ -81,12 +81,12 @@ WITH last AS (SELECT max(generation) AS generation FROM evaluations WHERE split 
 rows AS (
   SELECT *, CASE WHEN isnan(graded) THEN exact ELSE graded END AS score
   FROM evaluations WHERE split = 'heldout' AND generation = (SELECT generation FROM last)
-  -- an evaluation that was made again in units of another size left the rows of both
+  -- A finished run that was resumed with another cut of its units has every example in both.
   QUALIFY row_number() OVER (PARTITION BY memory_name, task, example ORDER BY unit) = 1
 ), held AS (
-  SELECT memory_name, task, example, avg(held_tokens) AS held_tokens
+  SELECT unit, memory_name, task, example, avg(held_tokens) AS held_tokens
   FROM evictions WHERE split = 'heldout' AND generation = (SELECT generation FROM last)
-  GROUP BY memory_name, task, example
+  GROUP BY unit, memory_name, task, example
 )
 SELECT rows.memory_name, task, example,
   CASE WHEN regexp_full_match(task, '({SIZED})-[0-9]+')
@@ -95,7 +95,7 @@ SELECT rows.memory_name, task, example,
   rows.exact, rows.graded, rows.score, whole.score AS full_score,
   held_tokens / greatest(whole.seen_tokens, rows.seen_tokens) AS kept_ratio,
   rows.mean_bytes, rows.peak_bytes, rows.state_bytes
-FROM rows JOIN held USING (memory_name, task, example)
+FROM rows JOIN held USING (unit, memory_name, task, example)
   JOIN rows AS whole USING (task, example) WHERE whole.memory_name = 'full'""",
         ),
         "comparison": View(

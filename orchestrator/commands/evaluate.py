@@ -20,7 +20,7 @@ from orchestrator.evaluation import EvaluationPlan, Result, ScoreUnits
 from orchestrator.evolution import Progress, score_units
 from orchestrator.files import read_json, require_output, write_atomic, write_json_atomic
 from orchestrator.fleet import Fleet, fleet_for
-from orchestrator.full_cache import folder_digest
+from orchestrator.full_cache import scored_by
 from orchestrator.journal import has_run, read_journal
 from orchestrator.progress import Report, reporting
 from orchestrator.readiness import require_layout, require_room
@@ -40,6 +40,9 @@ from workers.unit import ScoredUnit, Unit
 DEFAULT_PRESET = "small"
 DEFAULT_KEPT_RATIO = 0.25
 SETTINGS, DOCUMENT = "evaluation-settings.json", "evaluation.json"
+SETTINGS_VERSION = 2
+"""Raised whenever the settings that a folder notes say more, or something else."""
+
 KEPT_FORMATS = (".md", ".csv", ".parquet")
 """Forms of the table that a folder gets besides the document."""
 
@@ -229,7 +232,7 @@ def score_on(fleet: Fleet, report: Report, store: Store | None = None) -> ScoreU
 
 
 def _identity(request: Request, config: RunConfig, contenders: Mapping[str, Contender]) -> dict[str, Any]:
-    """All that decides the scores."""
+    """All that decides the scores; of the run's own memory only how often it updates, which rivals alone do as well."""
     settings = config_to_dict(config)
     keys = ("model", "prompts", "tasks", "examples", "evaluation", "seed")
     told = {
@@ -238,33 +241,43 @@ def _identity(request: Request, config: RunConfig, contenders: Mapping[str, Cont
         else hashlib.sha256(contender.genome.tobytes() + repr(contender.spec).encode()).hexdigest()
         for name, contender in contenders.items()
     }
-    identity = {key: settings[key] for key in keys} | {"score": settings["fitness"]["score"], "contenders": told}
-    identity |= {"kept_ratio": request.kept_ratio, "split": request.split}
-    identity["update_every"] = settings["memory"]["update_every"]  # rivals have it from here
-    identity["data"] = {task.name: data_digest(task) for task in evaluation_tasks(config)}
-    folder = model_folder(config.model.path_or_id)
-    identity["weights"] = folder_digest(folder) if folder else None
-    plain: dict[str, Any] = json.loads(json.dumps(identity))
+    identity = {"version": SETTINGS_VERSION} | {key: settings[key] for key in keys}
+    identity |= {"update_every": config.memory.update_every, "score": settings["fitness"]["score"]}
+    identity |= {"contenders": told, "kept_ratio": request.kept_ratio, "split": request.split}
+    identity |= {"data": {task.name: data_digest(task) for task in evaluation_tasks(config)}}
+    plain: dict[str, Any] = json.loads(json.dumps(identity | scored_by(config.model)))
     return plain
 
 
 def _require_same_evaluation(folder: Path, identity: Mapping[str, Any]) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--folder {folder} is a file: name a folder")
-    try:
-        former = read_json(folder / SETTINGS)
-        known = dict(former or {})
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{folder / SETTINGS} is damaged ({error}): choose another --folder") from error
+    former = _former_identity(folder)
     if former is None:
         if folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"--folder {folder} holds something else: choose an empty or a new folder")
         write_json_atomic(folder / SETTINGS, identity)
-    elif known != identity:
-        changed = ", ".join(key for key in identity if known.get(key) != identity[key])
+    elif former.get("version") != identity["version"]:
         raise InputError(
-            f"--folder {folder} holds an evaluation with other settings ({changed}): choose another folder"
+            f"--folder {folder} holds an evaluation of another version of this program, which did not note all that "
+            "decides the scores: choose another folder"
         )
+    elif former != identity:
+        changed = ", ".join(key for key in identity if former.get(key) != identity[key])
+        raise InputError(f"--folder {folder} holds an evaluation with other {changed}: choose another folder")
+
+
+def _former_identity(folder: Path) -> dict[str, Any] | None:
+    """What an earlier evaluation noted in a folder; None where there was none."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--folder {folder} is a file: name a folder")
+    try:
+        former = read_json(folder / SETTINGS)
+        if former is not None and not isinstance(former, dict):
+            raise ValueError("it holds no settings")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--folder {folder}: its {SETTINGS} cannot be read ({error}): choose another folder"
+        ) from error
+    return former
 
 
 def _write(request: Request, document: Mapping[str, Any], table: Sequence[TableRow]) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from orchestrator.config import RunConfig, config_from_dict
+from orchestrator.config import RunConfig, config_from_dict, config_to_dict
 from orchestrator.driver_lock import driver_in
 from orchestrator.history import Attempt, GenerationRecord, JournalContents, read_journal
 from orchestrator.progress import RECENT_GENERATIONS, Standing, clock
@@ -22,11 +23,14 @@ from orchestrator.storage import Folder, Place, folder_at
 from orchestrator.store import Store
 from orchestrator.terminal import Answer, facts, installed_command
 from orchestrator.units import num_units
-from tasks.task import Split
 from workers.unit import FULL_CACHE_PASS
 
 HAS_ENDED = ("finished", "stopped", "dead")
 """States in which nobody is at work on a run."""
+
+SUMMARY = "summary.json"
+_EVOLVING = re.compile(r"g\d+_namm_.+_train_e\d")
+"""In the names of units of candidates; in those of an evaluation the memory or the split is another."""
 
 
 def status(place: Place) -> Answer:
@@ -82,30 +86,42 @@ def standing_pairs(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _part(folder: Folder, config: RunConfig, done: int, *, is_closed: bool) -> tuple[str, int, int | None]:
     """What is being done, or would be next: its name, its units on disk, and how many there are if that is known."""
-    tasks = len(config.tasks_at(done))
     if done >= config.search.generations:
-        if is_closed and _is_summed_up(folder, config.search.generations):
+        if is_closed and _is_summarised(folder, config):
             return "done", 0, None
-        return "evaluation", _num_staged(folder, config.search.generations, "heldout"), None
-    if done == 0 and FULL_CACHE_PASS not in Store(folder).generations("units"):
-        total = num_units(tasks, 1, config.examples.pool, config.units)
-        return "full cache", _num_staged(folder, FULL_CACHE_PASS, "train"), total
+        return "evaluation", _num_staged(folder, config.search.generations, evolving=False), None
+    tasks = len(config.tasks_at(done))
+    joining = tasks - (len(config.tasks_at(done - 1)) if done else 0)
+    staged = _num_staged(folder, FULL_CACHE_PASS, evolving=False) if joining else 0
+    # Of the first pass nothing may be there yet; of one for tasks that join, units are until it has ended.
+    if (staged and done) or (done == 0 and FULL_CACHE_PASS not in Store(folder).generations("units")):
+        return "full cache", staged, num_units(joining, 1, config.examples.pool, config.units)
     total = num_units(tasks, config.search.population, config.examples.per_generation, config.units)
-    return "generation", min(total, _num_staged(folder, done, "train")), total
+    return "generation", min(total, _num_staged(folder, done, evolving=True)), total
 
 
-def _is_summed_up(folder: Folder, generations: int) -> bool:
-    """Whether the evaluation after the last generation is done; that of an end before it may be there."""
-    try:
-        summary = json.loads(folder.read("summary.json")) if folder.exists("summary.json") else {}
-    except ValueError:
+def _is_summarised(folder: Folder, config: RunConfig) -> bool:
+    """Whether the summary is of this end of the run: one that goes on keeps its former one until the new is there."""
+    if not folder.exists(SUMMARY):
         return False
-    return isinstance(summary, dict) and summary.get("generations") == generations
+    try:
+        summary = json.loads(folder.read(SUMMARY))
+        evaluation = config_to_dict(config)["evaluation"]
+        return bool(
+            summary["generations"] == config.search.generations
+            and summary.get("evaluation", evaluation) == evaluation  # those of before do not tell
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False  # damaged: to resume the run writes it again
 
 
-def _num_staged(folder: Folder, generation: int, split: Split) -> int:
-    """Units of a generation that are on disk and not yet in its tables; counted by name, none is read."""
-    return sum(f"_{split}_" in name for name in folder.names("units", prefix=f"g{generation:06d}_"))
+def _num_staged(folder: Folder, generation: int, *, evolving: bool) -> int:
+    """Units of a generation that are on disk and not yet in its tables; counted by name, none is read.
+
+    An evaluation of finished memories stands under the generation after the last, which a run that goes on evolves.
+    """
+    names = folder.names("units", prefix=f"g{generation:06d}_")
+    return sum(bool(_EVOLVING.search(name)) == evolving for name in names)
 
 
 def _cluster(contents: JournalContents) -> dict[str, float | None]:

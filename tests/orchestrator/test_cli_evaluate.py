@@ -171,29 +171,3 @@ def test_a_run_without_champion_has_nothing_to_evaluate_yet(tmp_path, finished_r
     shutil.copytree(finished_run.folder / "journal", tmp_path / "journal")
     assert main(["evaluate", str(tmp_path), *TINY]) == 2
     assert f"namm resume {tmp_path}" in capsys.readouterr().err
-
-
-def test_a_folder_keeps_the_scores_of_one_model_one_data_and_one_interval(tmp_path, capsys):
-    model = shutil.copytree("workers/models/small-llama", tmp_path / "model")
-    words = ["evaluate", "h2o", *HERE, "--examples", "1", "--quiet", f"model.path_or_id={model}"]
-    words += ["--folder", str(tmp_path / "kept"), "tracking.enabled=false"]
-    assert main(words) == main(words) == 0
-    capsys.readouterr()
-    assert main([*words, "memory.update_every=128"]) == 2
-    assert "holds an evaluation with other settings (update_every)" in capsys.readouterr().err
-    (model / "generation_config.json").write_text('{"temperature": 0.5}')
-    assert main(words) == 2
-    assert "holds an evaluation with other settings (weights)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("content", ["", "[]", "3"])
-def test_a_folder_that_is_damaged_is_told_in_one_line(content, tmp_path, capsys):
-    (tmp_path / "evaluation-settings.json").write_text(content)
-    assert main(["evaluate", "full", *HERE, "--folder", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_a_folder_that_is_a_file_is_told_in_one_line(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    assert main(["evaluate", "full", *HERE, "--folder", str(tmp_path / "file")]) == 2
-    assert "is a file: name a folder" in capsys.readouterr().err

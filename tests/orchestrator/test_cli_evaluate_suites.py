@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.commands.tasks_named import tasks_named
 from orchestrator.errors import InputError
+from tasks.suites import SUITES
 from tests.tasks import staging
 from tests.tasks.staging import ALL_TASKS
+from workers.language_model import model_folder
 
 HERE = ("cluster.address=in-process", "tracking.enabled=false", "memory.update_every=16")
 LONGBENCH = "longbench/trec,longbench/dureader"
@@ -134,8 +137,6 @@ def test_the_printed_form_can_be_chosen(form, begins, staged, capsys):
 
 
 def test_several_memories_stand_side_by_side(finished_run, staged, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(finished_run.champion, tmp_path / "other")
     words = [str(finished_run.folder), str(tmp_path / "other"), "full", "--preset", "small", "--rivals", "recent"]
     more = ["--tasks", "infinitebench/passkey", "--data", str(staged), "--examples", "2", "--score", "graded"]
@@ -188,12 +189,93 @@ def test_a_folder_of_another_evaluation_is_refused(staged, tmp_path, capsys):
     words = ["full", "--data", str(staged), "--examples", "1", "--score", "graded", "--folder", str(tmp_path / "kept")]
     evaluated(capsys, *words, "--tasks", "choubun/wiki_qa")
     assert main(["evaluate", *words, "--tasks", "choubun/edinet_qa", *HERE]) == 2
-    assert "holds an evaluation with other settings (tasks): choose another folder" in capsys.readouterr().err
+    assert "holds an evaluation with other tasks, data: choose another folder" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     words[-1] = str(tmp_path / "full")
     assert main(["evaluate", *words, "--tasks", "choubun/wiki_qa", *HERE]) == 2
     assert "holds something else: choose an empty or a new folder" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """An evaluation in a folder, beside the model and the suite that it was made with; and its words."""
+    root = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(model_folder("small-llama"), root / "model")
+    staging.stage(root / "staged", "choubun")
+    words = ["recent", "--tasks", "choubun/wiki_qa", "--data", str(root / "staged"), "--model", str(root / "model")]
+    words += ["--examples", "1", "--score", "graded", "--folder", str(root / "kept"), *HERE, "--quiet"]
+    assert main(["evaluate", *words]) == 0
+    return root, words
+
+
+def other_questions(root):
+    path = root / "staged" / "choubun" / SUITES["choubun"].file_name("wiki_qa")
+    staging.write_parquet(path, [row | {"input": "other"} for row in pq.read_table(path).to_pylist()])
+    staging.write_source(root / "staged", SUITES["choubun"])
+
+
+def other_weights(root):
+    path = root / "model" / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "told"),
+    [
+        (None, ["memory.update_every=32"], "update_every"),
+        (other_questions, [], "data"),
+        (other_weights, [], "weights"),
+    ],
+    ids=["update_every", "data", "weights"],
+)
+def test_scores_are_not_taken_for_those_of_other_evictions_data_or_weights(change, more, told, kept, tmp_path, capsys):
+    """They decide the scores, and were not noted: the folder's old numbers were returned as new ones."""
+    root, words = kept
+    saved = tmp_path / "before"
+    shutil.copytree(root, saved)
+    if change is not None:
+        change(root)
+    code = main(["evaluate", *words, *more])
+    shutil.rmtree(root)
+    shutil.copytree(saved, root)
+    assert (code, capsys.readouterr().err) == (
+        2,
+        f"namm: error: --folder {root}/kept holds an evaluation with other {told}: choose another folder\n",
+    )
+
+
+def test_scores_of_other_code_are_not_taken_either(kept, monkeypatch, capsys):
+    root, words = kept
+    monkeypatch.setattr("orchestrator.full_cache.code_hash", lambda: "of another version")
+    assert main(["evaluate", *words]) == 2
+    assert f"{root}/kept holds an evaluation with other code: choose another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"tasks": []}', "holds an evaluation of another version of this program"),
+        ("", "its evaluation-settings.json cannot be read"),
+        ("[]", "its evaluation-settings.json cannot be read (it holds no settings)"),
+        (None, "is a file: name a folder"),
+    ],
+    ids=["earlier version", "empty", "list", "file"],
+)
+def test_a_folder_that_cannot_be_understood_is_refused_in_one_line(content, told, staged, tmp_path, capsys):
+    folder = tmp_path / "kept"
+    if content is None:
+        folder.write_text("")
+    else:
+        folder.mkdir()
+        (folder / "evaluation-settings.json").write_text(content)
+    words = ["full", "--tasks", "choubun/wiki_qa", "--data", str(staged), "--examples", "1", "--folder", str(folder)]
+    assert main(["evaluate", *words, *HERE]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert f"--folder {folder}" in captured.err
+    assert told in captured.err
 
 
 def test_names_of_tasks_on_the_command_line():

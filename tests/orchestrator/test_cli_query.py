@@ -114,17 +114,6 @@ def test_a_question_that_makes_no_sense_is_told_in_one_line(sql, finished_run, c
     assert "the query cannot be answered" in error_line(capsys)
 
 
-def test_an_evaluation_made_again_in_units_of_another_size_counts_each_example_once(run_folder, capsys):
-    sql = "SELECT * FROM comparison ORDER BY ALL"
-    before = rows(capsys, run_folder, sql)
-    path = run_folder / "tables" / "evaluations" / "generation=000002.parquet"
-    table = pq.read_table(path)
-    place, field = table.schema.get_field_index("unit"), table.schema.field("unit")
-    again = table.set_column(place, field, pa.array(["another"] * len(table)).cast(field.type))
-    pq.write_table(pa.concat_tables([table, again]), path)
-    assert rows(capsys, run_folder, sql) == before
-
-
 def test_numbers_that_json_does_not_know_are_nulls_however_deep(finished_run, capsys):
     found = rows(capsys, finished_run.folder, "SELECT [1.0, 'nan'::double], {'a': 'inf'::double}")
     assert found == [[[1.0, None], {"a": None}]]

@@ -18,17 +18,24 @@ def told(capsys, folder, *options):
     return json.loads(capsys.readouterr().out)
 
 
-def put_units(folder, generation, count, split="train"):
+def put_units(folder, generation, count, *, memory_name="namm", split="train"):
     """Files with the names of scored units: a status does not open them."""
     (folder / "units").mkdir(exist_ok=True)
     for number in range(count):
-        (folder / "units" / f"g{generation:06d}_namm_task_{split}_unit{number}.parquet").touch()
+        unit = f"{memory_name}_facts_prose-256_{split}_e{number:06d}-{number:06d}x1_c0000-0000"
+        (folder / "units" / f"g{generation:06d}_{unit}.parquet").touch()
 
 
 def close(folder):
     """What a driver writes when it ends in good order."""
     with last_attempt(folder).open("a") as journal:
         journal.write(json.dumps({"kind": "closed", "at_ms": 0}) + "\n")
+
+
+def changed_setting(folder, section, **values):
+    """Let the driver have opened the run with other settings of a section."""
+    config = read_journal(folder).attempts[-1].config
+    change_opening(folder, config={**config, section: {**config[section], **values}})
 
 
 @pytest.fixture
@@ -68,7 +75,7 @@ def test_people_read_it_on_a_few_lines(alive, capsys):
 def test_the_pass_before_the_first_generation_is_told(alive, capsys):
     opening = last_attempt(alive).read_text().splitlines(keepends=True)[0]
     last_attempt(alive).write_text(opening)
-    put_units(alive, FULL_CACHE_PASS, 1)
+    put_units(alive, FULL_CACHE_PASS, 1, memory_name="full")
     document = told(capsys, alive)
     assert (document["part"], document["units_done"], document["units_total"]) == ("full cache", 1, 4)
     assert document["workers"] is document["seconds_left"] is None
@@ -81,6 +88,57 @@ def test_a_finished_run_says_so(finished_run, capsys):
     document = told(capsys, finished_run.folder)
     assert (document["state"], document["part"], document["driver"]) == ("finished", "done", None)
     assert document["seconds_left"] == 0
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [("search", {"generations": 2}), ("evaluation", {"lengths": [320]})],
+    ids=["extended", "evaluated anew"],
+)
+def test_the_summary_of_a_former_end_finishes_no_run(section, values, finished_run, tmp_path, capsys):
+    """The evaluation of the new end was interrupted, and the summary of the former one lies there."""
+    folder = shutil.copytree(finished_run.folder, tmp_path / "run")
+    former = json.loads((folder / "summary.json").read_text())
+    if section == "search":
+        (folder / "summary.json").write_text(json.dumps(former | {"generations": 1}))
+    changed_setting(folder, section, **values)
+    put_units(folder, 2, 3, split="heldout")
+    document = told(capsys, folder)
+    assert (document["state"], document["part"], document["units_done"]) == ("stopped", "evaluation", 3)
+
+
+def test_a_summary_of_before_does_not_tell_how_it_was_evaluated(finished_run, tmp_path, capsys):
+    folder = shutil.copytree(finished_run.folder, tmp_path / "run")
+    former = json.loads((folder / "summary.json").read_text())
+    del former["evaluation"]
+    (folder / "summary.json").write_text(json.dumps(former))
+    assert told(capsys, folder)["state"] == "finished"
+    for content in ("", "[]"):
+        (folder / "summary.json").write_text(content)
+        assert told(capsys, folder)["state"] == "stopped"
+
+
+def test_units_of_an_interrupted_evaluation_are_not_those_of_the_generation_that_follows(alive, capsys):
+    """The run was to end with its first generation, and goes on."""
+    put_units(alive, 1, 2, split="heldout")
+    put_units(alive, 1, 2, memory_name="one-head-l0h1")
+    assert told(capsys, alive)["units_done"] == 0
+    put_units(alive, 1, 1)
+    assert told(capsys, alive)["units_done"] == 1
+
+
+def test_only_the_tasks_of_the_stage_are_counted(alive, capsys):
+    stages = [{"from_generation": 1, "adds": ["facts_code-256"]}]
+    change_opening(alive, config=read_journal(alive).attempts[-1].config | {"stages": stages})
+    put_units(alive, FULL_CACHE_PASS, 1, memory_name="full")
+    document = told(capsys, alive)
+    assert (document["part"], document["units_done"], document["units_total"]) == ("full cache", 1, 2)  # one joins
+    for path in (alive / "units").iterdir():
+        path.unlink()
+    assert told(capsys, alive)["units_total"] == 2
+    stages[0]["from_generation"] = 2
+    change_opening(alive, config=read_journal(alive).attempts[-1].config | {"stages": stages})
+    assert told(capsys, alive)["units_total"] == 1
 
 
 @pytest.mark.parametrize(
@@ -126,30 +184,3 @@ def test_a_folder_without_a_run_is_told_in_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"namm: error: {tmp_path} is no run folder: it holds no journal; name the folder that a run made\n"
     )
-
-
-def test_the_evaluation_of_an_earlier_end_does_not_make_a_run_finished(finished_run, tmp_path, capsys):
-    folder = shutil.copytree(finished_run.folder, tmp_path / "run")
-    summary = json.loads((folder / "summary.json").read_text())
-    for damaged in ({**summary, "generations": summary["generations"] - 1}, []):
-        (folder / "summary.json").write_text(json.dumps(damaged))
-        document = told(capsys, folder)
-        assert (document["state"], document["part"]) == ("stopped", "evaluation")
-
-
-def test_what_an_interrupted_evaluation_left_is_no_unit_of_the_generation_that_follows(alive, capsys):
-    put_units(alive, 1, 1)
-    put_units(alive, 1, 5, split="heldout")
-    assert told(capsys, alive)["units_done"] == 1
-
-
-def test_only_the_tasks_of_the_stage_in_force_are_counted(alive, capsys):
-    total = told(capsys, alive)["units_total"]
-    config = read_journal(alive).attempts[-1].config
-    later = {**config["tasks"][0], "length": 512}
-    stages = [{"from_generation": 2, "adds": ["facts_prose-512"]}]
-    change_opening(alive, config={**config, "tasks": [*config["tasks"], later], "stages": stages})
-    assert told(capsys, alive)["units_total"] == total
-    stages[0]["from_generation"] = 1
-    change_opening(alive, config={**config, "tasks": [*config["tasks"], later], "stages": stages})
-    assert told(capsys, alive)["units_total"] == 1.5 * total
