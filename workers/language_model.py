@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from workers.checksum import require_checksum
 from workers.errors import ModelError
-from workers.memory.support import input_device
+from workers.memory.support import input_device, layers_and_heads
 from workers.placement import placement, require_no_offload
 from workers.settings import ModelSettings
 
@@ -40,12 +40,12 @@ class LanguageModel:
     @property
     def num_layers(self) -> int:
         """Layers of the text model."""
-        return _layout(self.model.config)[0]
+        return layers_and_heads(self.model.config)[0]
 
     @property
     def num_kv_heads(self) -> int:
         """KV heads of a layer."""
-        return _layout(self.model.config)[1]
+        return layers_and_heads(self.model.config)[1]
 
     @property
     def max_tokens(self) -> int:
@@ -147,13 +147,7 @@ def cache_layout(settings: ModelSettings) -> tuple[int, int]:
     Raises:
         ModelError: it cannot be read.
     """
-    return _layout(_rescaled_config(settings))
-
-
-def _layout(model_config: Any) -> tuple[int, int]:
-    config = model_config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return int(config.num_hidden_layers), int(heads)
+    return layers_and_heads(_rescaled_config(settings))
 
 
 def _source(settings: ModelSettings) -> tuple[str, dict[str, Any]]:

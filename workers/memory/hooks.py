@@ -22,7 +22,7 @@ from workers.memory.compiling import outside_graphs
 from workers.memory.errors import UnsupportedUseError
 from workers.memory.memory import Memory
 from workers.memory.room import explain_lack_of_room
-from workers.memory.support import require_support, switch_attention
+from workers.memory.support import require_fit, switch_attention
 
 _guests: weakref.WeakKeyDictionary[PreTrainedModel, _Visit] = weakref.WeakKeyDictionary()
 """The cache whose call is under way in a model."""
@@ -30,7 +30,7 @@ _guests: weakref.WeakKeyDictionary[PreTrainedModel, _Visit] = weakref.WeakKeyDic
 
 def hooked_cache(model: PreTrainedModel, memory: Memory) -> MemoryCache:
     """A new, empty cache for ``model``, to pass as ``past_key_values`` to it and to its ``generate``."""
-    cache = MemoryCache(memory, require_support(model).num_hidden_layers)
+    cache = MemoryCache(memory, require_fit(model, memory))
     cache.is_open = False
     visit = _Visit(cache)
     handles = (
