@@ -25,6 +25,10 @@ SMALL_LLAMA = "small-llama"
 """Name of the model kept in this repository."""
 
 
+MEANT_FOR_PEOPLE = (OSError, ValueError, RuntimeError, SafetensorError)
+"""What is raised by who found something wrong; what other errors say makes no sense without their names."""
+
+
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
     """A frozen model in evaluation mode and its tokenizer."""
@@ -138,7 +142,8 @@ def load_tokenizer(settings: ModelSettings) -> tuple[PreTrainedTokenizerBase, in
     source, common = _source(settings)
     with said_in_one_line(f"cannot load the tokenizer of {settings.path_or_id!r}"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **common)
-    return tokenizer, _max_tokens(_rescaled_config(settings))
+    with said_in_one_line(f"cannot use the configuration of {settings.path_or_id!r}"):
+        return tokenizer, _max_tokens(_rescaled_config(settings))
 
 
 def cache_layout(settings: ModelSettings) -> tuple[int, int]:
@@ -147,7 +152,8 @@ def cache_layout(settings: ModelSettings) -> tuple[int, int]:
     Raises:
         ModelError: it cannot be read.
     """
-    return layers_and_heads(_rescaled_config(settings))
+    with said_in_one_line(f"cannot use the configuration of {settings.path_or_id!r}"):
+        return layers_and_heads(_rescaled_config(settings))
 
 
 def _source(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
@@ -168,7 +174,7 @@ def _rescaled_config(settings: ModelSettings) -> Any:
     source, common = _source(settings)
     with said_in_one_line(f"cannot load {settings.path_or_id!r}"):
         config = AutoConfig.from_pretrained(source, **common)
-    _rescale_rope(config.get_text_config(decoder=True), settings)
+        _rescale_rope(config.get_text_config(decoder=True), settings)
     return config
 
 
@@ -181,8 +187,12 @@ def said_in_one_line(what: str) -> Iterator[None]:
     """Turns whatever transformers raises into a ModelError: its reasons and remedies, on one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged configuration breaks its code anywhere, and none of it is our fault
+        reason = " ".join(str(error).split())
+        if not isinstance(error, MEANT_FOR_PEOPLE) or not reason:
+            reason = f"{type(error).__name__} {reason}".strip()
         raise ModelError(f"model.path_or_id: {what}: {reason}") from error
 
 
