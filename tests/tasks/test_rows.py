@@ -129,6 +129,15 @@ def test_a_damaged_file_is_one_line_with_the_remedy(kind, task, content, told, t
     assert told in str(raised.value)
 
 
+def refusal(task):
+    """What is said where the rows cannot be read; nothing where they can."""
+    try:
+        list(rows(task))
+    except TaskError as error:
+        return str(error)
+    return ""
+
+
 def test_a_damaged_archive_is_one_line_wherever_the_damage_is(tmp_path):
     """Bits that flipped in headers and in compressed data make four readers raise a dozen kinds of errors."""
     staging.stage(tmp_path, "longbench")
@@ -140,10 +149,7 @@ def test_a_damaged_archive_is_one_line_wherever_the_damage_is(tmp_path):
         for _ in range(20):
             damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
-        try:
-            list(rows(task))
-        except TaskError as error:
-            assert "\n" not in str(error)
+        assert "\n" not in refusal(task)
 
 
 @pytest.mark.parametrize("options", [None, []])

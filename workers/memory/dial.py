@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from workers.memory.attention import memory_attached
 from workers.memory.build import build_memory
 from workers.memory.errors import DialError
 from workers.memory.memory import Memory
-from workers.memory.specs import NammSpec
+from workers.memory.specs import MOST_TOKENS, NammSpec
 from workers.memory.support import input_device
 
 TOLERANCE = 0.005
@@ -56,6 +57,8 @@ class Wish:
             raise DialError(f"kept_ratio must be above 0 and at most 1: got {self.kept_ratio}")
         if self.bytes_per_token is not None and not 0.0 < self.bytes_per_token < math.inf:
             raise DialError(f"bytes_per_token must be above 0: got {self.bytes_per_token}")
+        if self.cap is not None and not (isinstance(self.cap, Integral) and 1 <= self.cap < MOST_TOKENS):
+            raise DialError(f"cap must be a whole number of tokens, at least 1: got {self.cap}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def turn(
     """
     record = {name: float(value) for name, value in dataclasses.asdict(wish).items() if value is not None}
     if wish.cap is not None:
-        spec = replace(spec, settings=replace(spec.settings, cap=wish.cap))
+        spec = replace(spec, settings=replace(spec.settings, cap=int(wish.cap)))
     wanted = wish.kept_ratio or wish.bytes_per_token
     if wanted is None:
         return spec, record

@@ -197,3 +197,15 @@ def test_a_block_that_is_cut_takes_its_thresholds_along():
 def test_a_threshold_that_is_no_number_is_refused(threshold):
     with pytest.raises(ValueError, match="finite"):
         NammSpec(settings=tiny_settings(), threshold=threshold)
+
+
+@pytest.mark.parametrize("cap", [0, -1, 1.5, float("nan"), 2**31, "9"])
+def test_a_cap_that_is_no_number_of_tokens_is_refused(cap):
+    with pytest.raises(DialError, match=rf"^cap must be a whole number of tokens, at least 1: got {cap}$"):
+        wide_memory().at(cap=cap)
+
+
+def test_a_cap_of_another_library_can_be_saved(tmp_path):
+    memory = example_memory().at(cap=np.int64(5))
+    memory.save_pretrained(tmp_path)
+    assert PretrainedMemory.from_pretrained(tmp_path).spec.settings.cap == 5
