@@ -61,12 +61,12 @@ class LanguageModel:
         return count_tokens(self.tokenizer, text)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of a prompt, special tokens (beginning of sequence) included."""
-        return list(self.tokenizer(text)["input_ids"])
+        """Token ids of a prompt, special tokens (beginning of sequence) included; may be more than the model reads."""
+        return list(self.tokenizer(text, verbose=False)["input_ids"])
 
     def continuation_ids(self, text: str) -> list[int]:
         """Token ids of text that goes on where other text ended."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:

@@ -143,7 +143,7 @@ def test_a_suite_is_fetched_from_the_hub_that_the_environment_names(tmp_path, ca
         (["show", "longbench/trec", "--model", "./nowhere"], "no model at './nowhere'"),
         (["fetch", "ruler", "--to", "."], "the hub has no files of RULER: `namm tasks generate ruler"),
         (["generate", "longbanch", "--to", "."], "did you mean longbench?"),
-        (["generate", "choubun", "--to", ".", "--length", "100"], "ask for at least 512"),
+        (["generate", "choubun", "--to", ".", "--length", "100"], "length is 100 tokens; ask for at least 512"),
         (["generate", "choubun", "--to", ".", "--seed", "-1"], "seed is -1; choose 0 or more"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

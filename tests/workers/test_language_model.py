@@ -79,6 +79,18 @@ def test_prompts_begin_with_the_beginning_of_sequence_and_continuations_do_not()
     assert language_model.continuation_ids("the river") == language_model.prompt_ids("the river")[1:]
 
 
+def test_of_a_text_that_is_too_long_only_we_say_so(caplog):
+    """Whoever asks for the ids compares their number with what the model reads, and says it in one line."""
+    language_model = load("small-llama")
+    transformers_logging.enable_propagation()
+    try:
+        assert len(language_model.prompt_ids("the river " * 3000)) > language_model.max_tokens
+        assert len(language_model.continuation_ids("the river " * 3000)) > language_model.max_tokens
+    finally:
+        transformers_logging.disable_propagation()
+    assert not caplog.records
+
+
 def test_progress_bars_are_back_after_loading(folder):
     were_shown = transformers_logging.is_progress_bar_enabled()
     load(folder)

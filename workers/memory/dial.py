@@ -145,10 +145,9 @@ def _as_batches(prompts: Prompts, device: torch.device, update_every: int) -> li
     """Prompts as ``[rows, n]``.
 
     Raises:
-        DialError: there are none, or none is long enough for an update.
+        DialError: one of them is no token ids, or none is long enough for an update.
     """
-    batches = [torch.as_tensor(prompt, device=device) for prompt in prompts]
-    batches = [batch[None] if batch.ndim == 1 else batch for batch in batches]
+    batches = [_as_batch(prompt, index).to(device) for index, prompt in enumerate(prompts)]
     longest = max((batch.shape[-1] for batch in batches), default=0)
     if longest < update_every:
         raise DialError(
@@ -156,6 +155,19 @@ def _as_batches(prompts: Prompts, device: torch.device, update_every: int) -> li
             f"{update_every}: calibrate on a few prompts as long as those that it is for"
         )
     return batches
+
+
+def _as_batch(prompt: Sequence[int] | Tensor, index: int) -> Tensor:
+    try:
+        ids = torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError):  # of texts, of nothing at all, of rows of unequal length
+        ids = torch.empty(0)
+    if ids.ndim not in (1, 2) or not ids.numel() or ids.dtype not in (torch.int64, torch.int32):
+        raise DialError(
+            f"prompts[{index}] must be the token ids of a text, or those of several as long as [rows, n]: got "
+            f"{' '.join(str(prompt).split())[:40]}; give prompts=[tokenizer(text).input_ids, …]"
+        )
+    return ids[None] if ids.ndim == 1 else ids
 
 
 @torch.inference_mode()

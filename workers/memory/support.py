@@ -21,6 +21,11 @@ def require_support(model: PreTrainedModel) -> Any:
     Raises:
         UnsupportedUseError: it cannot; all the reasons, by the name of the architecture.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedUseError(
+            f"no memory can be attached to a {type(model).__name__}: give a model of transformers, as "
+            "AutoModelForCausalLM.from_pretrained returns it"
+        )
     if reasons := list(obstacles(model.config, type(model))):
         raise UnsupportedUseError(
             f"no memory can be attached to {type(model).__name__}: {'; '.join(reasons)}; `namm doctor MODEL` says more"
