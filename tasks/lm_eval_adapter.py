@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 MERGED_CHARACTERS = 30
 """A context that begins as the prompt does, for so many characters, has the prompt merged in."""
 
-_CHOICE_TASKS = frozenset({"longbook_choice_eng", "code_debug"})
-"""Tasks that ask for the letter of an option; their rows have the option's text."""
-
 
 @dataclass(frozen=True)
 class SuiteTask:
@@ -158,7 +155,7 @@ class SuiteTask:
 
     def _answers(self, row: Row) -> tuple[str, ...]:
         answers = tuple(row[self.suite.answers])
-        if self.task in _CHOICE_TASKS and answers[0] in row["options"]:
+        if self.task in self.suite.choice_tasks and answers[0] in row["options"]:
             return (chr(ord("A") + row["options"].index(answers[0])),)
         return answers
 

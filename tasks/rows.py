@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,9 @@ MERGED_COLUMN = "answer_prefix"
 
 ROWS_A_BATCH = 16
 """Rows held at a time while a file is read: a row may be megabytes."""
+
+WHOLE = re.compile(r"-?[0-9]{1,19}")
+"""A whole number, as it may stand in a column of integers."""
 
 CACHE_VARIABLE = "NAMM_CACHE"
 """Environment variable: the folder for what can be made again at any time."""
@@ -86,12 +90,21 @@ def rows(staged: StagedTask) -> Iterator[Row]:
     Raises:
         TaskError: the file cannot be read, or a row lacks a column, has another type in it, or has the prompt already.
     """
+    number = 0
     try:
         for number, values in enumerate(_raw_rows(staged), start=1):
-            yield checked_row(staged.suite, values, f"row {number} of {staged.place}")
-    except (OSError, KeyError, zipfile.BadZipFile, UnicodeDecodeError, json.JSONDecodeError) as error:
+            place = f"row {number} of {staged.place}"
+            row = checked_row(staged.suite, values, place)
+            if staged.task in staged.suite.choice_tasks and not row["options"]:
+                raise TaskError(f"{place}: options must be a list of the choices: got {row['options']}")
+            yield row
+    except TaskError:
+        raise
+    except Exception as error:  # a damaged archive or number makes its reader raise almost anything
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise TaskError(
-            f"{staged.place} cannot be read ({error}): delete the file and stage the suite again"
+            f"{staged.place} cannot be read (row {number + 1}: {reason[:300]}): delete the file and stage the suite "
+            "again"
         ) from error
 
 
@@ -117,7 +130,10 @@ def checked_row(suite: Suite, values: Row, place: str) -> Row:
             f"{place} has no column {missing[0]!r}; {suite.title} has {', '.join(suite.columns)}, this file has "
             f"{', '.join(map(str, values))}"
         )
-    return {name: _value(values[name], kind, f"{place}: {name}") for name, kind in suite.columns.items()}
+    row = {name: _value(values[name], kind, f"{place}: {name}") for name, kind in suite.columns.items()}
+    if not row[suite.answers]:
+        raise TaskError(f"{place}: {suite.answers} must hold an answer to score by: got {row[suite.answers]}")
+    return row
 
 
 def features(suite: Suite) -> datasets.Features:
@@ -134,16 +150,25 @@ def features(suite: Suite) -> datasets.Features:
 def _value(value: Any, kind: ColumnType, place: str) -> Any:
     """``value`` as a column of ``kind`` holds it; numbers in lists become text, as InfiniteBench needs."""
     match kind, value:
-        case "text", str() | None:
+        case "text", str() | None if _is_unicode(value or ""):
             return value or ""  # a question that the context asks already is empty, or not there at all
-        case "integer", int() | str() if str(value).lstrip("-").isdecimal():
+        case "integer", int() | str() if WHOLE.fullmatch(str(value)) and -(2**63) <= int(value) < 2**63:
             return int(value)
         case "texts", None:
             return None
-        case "texts", list() if all(isinstance(item, str | int | float) for item in value):
+        case "texts", list() if all(isinstance(item, str | int | float) and _is_unicode(str(item)) for item in value):
             return [str(item) for item in value]
-    wanted = {"text": "a text", "texts": "a list of texts", "integer": "a whole number"}[kind]
+    wanted = {"text": "a text", "texts": "a list of texts", "integer": "a whole number of 64 bits"}[kind]
     raise TaskError(f"{place} must be {wanted}: got {str(value)[:40]!r} ({type(value).__name__})")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written: JSON may hold half of a pair of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

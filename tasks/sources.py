@@ -151,7 +151,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return _manifest(values)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise TaskError(f"{path} cannot be read ({error}): delete it and stage the suite again") from error
 
 

@@ -47,6 +47,8 @@ class Suite:
     """The column that names a row for ever; None where rows have only their place."""
     num_rows: Mapping[str, int | None]
     """Rows on the hub by task, in the order that the suite's authors list them; None where as many as one likes."""
+    choice_tasks: frozenset[str] = frozenset()
+    """Tasks that ask for the letter of an option; their rows have the option's text."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -173,6 +175,7 @@ SUITES: Mapping[SuiteKind, Suite] = MappingProxyType(
                     "code_debug": 394,
                 }
             ),
+            choice_tasks=frozenset({"longbook_choice_eng", "code_debug"}),
         ),
         "ruler": Suite(
             kind="ruler",

@@ -17,12 +17,16 @@ from transformers.utils import logging as transformers_logging
 
 from workers.checksum import require_checksum
 from workers.errors import ModelError
-from workers.memory.support import input_device
+from workers.memory.support import input_device, layers_and_heads
 from workers.placement import placement, require_no_offload
 from workers.settings import ModelSettings
 
 SMALL_LLAMA = "small-llama"
 """Name of the model kept in this repository."""
+
+
+MEANT_FOR_PEOPLE = (OSError, ValueError, RuntimeError, SafetensorError)
+"""What is raised by who found something wrong; what other errors say makes no sense without their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +44,12 @@ class LanguageModel:
     @property
     def num_layers(self) -> int:
         """Layers of the text model."""
-        return _layout(self.model.config)[0]
+        return layers_and_heads(self.model.config)[0]
 
     @property
     def num_kv_heads(self) -> int:
         """KV heads of a layer."""
-        return _layout(self.model.config)[1]
+        return layers_and_heads(self.model.config)[1]
 
     @property
     def max_tokens(self) -> int:
@@ -57,12 +61,12 @@ class LanguageModel:
         return count_tokens(self.tokenizer, text)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of a prompt, special tokens (beginning of sequence) included."""
-        return list(self.tokenizer(text)["input_ids"])
+        """Token ids of a prompt, special tokens (beginning of sequence) included; may be more than the model reads."""
+        return list(self.tokenizer(text, verbose=False)["input_ids"])
 
     def continuation_ids(self, text: str) -> list[int]:
         """Token ids of text that goes on where other text ended."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
@@ -138,7 +142,8 @@ def load_tokenizer(settings: ModelSettings) -> tuple[PreTrainedTokenizerBase, in
     source, common = _source(settings)
     with said_in_one_line(f"cannot load the tokenizer of {settings.path_or_id!r}"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **common)
-    return tokenizer, _max_tokens(_rescaled_config(settings))
+    with said_in_one_line(f"cannot use the configuration of {settings.path_or_id!r}"):
+        return tokenizer, _max_tokens(_rescaled_config(settings))
 
 
 def cache_layout(settings: ModelSettings) -> tuple[int, int]:
@@ -147,13 +152,8 @@ def cache_layout(settings: ModelSettings) -> tuple[int, int]:
     Raises:
         ModelError: it cannot be read.
     """
-    return _layout(_rescaled_config(settings))
-
-
-def _layout(model_config: Any) -> tuple[int, int]:
-    config = model_config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return int(config.num_hidden_layers), int(heads)
+    with said_in_one_line(f"cannot use the configuration of {settings.path_or_id!r}"):
+        return layers_and_heads(_rescaled_config(settings))
 
 
 def _source(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
@@ -174,7 +174,7 @@ def _rescaled_config(settings: ModelSettings) -> Any:
     source, common = _source(settings)
     with said_in_one_line(f"cannot load {settings.path_or_id!r}"):
         config = AutoConfig.from_pretrained(source, **common)
-    _rescale_rope(config.get_text_config(decoder=True), settings)
+        _rescale_rope(config.get_text_config(decoder=True), settings)
     return config
 
 
@@ -187,8 +187,12 @@ def said_in_one_line(what: str) -> Iterator[None]:
     """Turns whatever transformers raises into a ModelError: its reasons and remedies, on one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged configuration breaks its code anywhere, and none of it is our fault
+        reason = " ".join(str(error).split())
+        if not isinstance(error, MEANT_FOR_PEOPLE) or not reason:
+            reason = f"{type(error).__name__} {reason}".strip()
         raise ModelError(f"model.path_or_id: {what}: {reason}") from error
 
 

@@ -23,7 +23,7 @@ def placement(settings: ModelSettings) -> dict[str, Any]:
         ModelError: the device cannot be used, or a library is missing.
     """
     if not settings.is_spread:
-        _require_device(settings.device)
+        require_device(settings.device)
     if settings.quantization:
         _require_installed("bitsandbytes", "quantized", f"model.quantization {settings.quantization}")
     elif not settings.is_spread:
@@ -79,9 +79,14 @@ def _require_installed(module: str, extra: str, what: str) -> None:
         raise ModelError(f"{what} needs {module}, which is not installed: pip install 'namm-orchestrator[{extra}]'")
 
 
-def _require_device(name: str) -> None:
+def require_device(name: str, setting: str = "model.device") -> None:
+    """Makes sure that tensors can be put on a device.
+
+    Raises:
+        ModelError: they cannot; the message begins with the ``setting`` that names the device.
+    """
     try:
         torch.zeros(1, device=torch.device(name)).item()  # fails on `meta` too, where a model would have no weights
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]
-        raise ModelError(f"model.device: {name!r} cannot be used here ({first_line}): try 'cpu'") from error
+        raise ModelError(f"{setting}: {name!r} cannot be used here ({first_line}): try 'cpu'") from error

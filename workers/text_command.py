@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +19,14 @@ from tasks.errors import TaskError
 from workers.checksum import weights_sha256
 from workers.errors import ModelError
 from workers.evaluator import Evaluator, EvaluatorRecipe
+from workers.language_model import load_tokenizer
 from workers.memory.specs import RivalSpec
+from workers.placement import require_device
 from workers.settings import ModelSettings
 from workers.text_curriculum import TRAINED_KINDS
 from workers.text_model import TextShape
 from workers.text_training import TextProgress, TextTraining, train_text
-from workers.training_parts import at_least
+from workers.training_parts import at_least, exit_code, make_folder
 from workers.unit import Unit
 
 PRESETS = ("small", "medium")
@@ -59,17 +60,19 @@ def main(arguments: Sequence[str], shape: TextShape | None = None) -> int:
     """Runs the command; returns the exit code. ``shape`` is the medium Llama's unless given."""
     options = _parser().parse_args(list(arguments))
     torch.set_num_threads(1 if options.device != "cpu" or options.minutes is None else _cores())
-    try:
-        if options.eval_only is not None:
-            print(table(measure(options.eval_only, options.device, options.examples)))
-            return 0
-        return _train(options, shape or TextShape(), arguments)
-    except (ModelError, TaskError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options, shape or TextShape(), arguments))
 
 
-def _train(options: argparse.Namespace, shape: TextShape, arguments: Sequence[str]) -> int:
+def _run(options: argparse.Namespace, shape: TextShape, arguments: Sequence[str]) -> None:
+    require_device(options.device, "--device")
+    if options.eval_only is not None:
+        print(table(measure(options.eval_only, options.device, options.examples, options.corpus)))
+    else:
+        make_folder(options.out)
+        _train(options, shape, arguments)
+
+
+def _train(options: argparse.Namespace, shape: TextShape, arguments: Sequence[str]) -> None:
     training = TextTraining(
         shape=shape,
         seed=options.seed,
@@ -88,7 +91,6 @@ def _train(options: argparse.Namespace, shape: TextShape, arguments: Sequence[st
     command = shlex.join(["python", "-m", "workers.training", *arguments])
     card = text_model_card(command, minutes, num_parameters, weights_sha256(options.out), measurements)
     (options.out / "README.md").write_text(card, encoding="utf-8")
-    return 0
 
 
 class _Line:
@@ -130,11 +132,9 @@ def measure(
 
 
 def _max_tokens(folder: Path) -> int:
-    from transformers import AutoConfig
-
     if not (folder / "config.json").is_file():
         raise ModelError(f"no model in {folder}; train one: python -m workers.training --preset medium --out {folder}")
-    return int(AutoConfig.from_pretrained(folder, local_files_only=True).max_position_embeddings)
+    return load_tokenizer(ModelSettings(path_or_id=str(folder)))[1]
 
 
 def _measured(evaluator: Evaluator, task: CorpusTaskSettings, num_examples: int) -> TextMeasurement:

@@ -26,11 +26,13 @@ from tasks.task import Example
 from tasks.words import BOS, EOS, KEYS, PAD, VOCABULARY, split_text
 from workers import text_command
 from workers.curriculum import LEVELS, Batch, Curriculum, draw_batch
-from workers.language_model import without_progress_bars
+from workers.errors import ModelError
+from workers.language_model import load_language_model, without_progress_bars
 from workers.model_card import Measurement, model_card
+from workers.settings import ModelSettings
 from workers.shapes import PEAK_LEARNING_RATE, SHAPES, SMALL_LLAMA, Shape
 from workers.shared_retrieval import SHARED_STEPS_SHARE, keys_shared_among_kv_heads
-from workers.training_parts import at_least, learning_rate_share, look_at_previous_token
+from workers.training_parts import at_least, exit_code, learning_rate_share, look_at_previous_token, make_folder
 from workers.word_tokenizer import TOKEN_IDS, build_tokenizer
 
 MAX_LENGTH_TOKENS = 4096
@@ -223,14 +225,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return text_command.main(given)
     options = _parser().parse_args(given)
     torch.set_num_threads(1)  # the result must not depend on the machine's cores, and more threads are slower
-    if options.eval_only is not None:
-        if not (options.eval_only / "model.safetensors").is_file():
-            remedy = f"train a model with: python -m workers.training --out {options.eval_only}"
-            print(f"no model.safetensors in {options.eval_only}; {remedy}", file=sys.stderr)
-            return 2
-        model = LlamaForCausalLM.from_pretrained(options.eval_only, local_files_only=True)
-        _print_table(measure(model, options.examples))
-        return 0
+    return exit_code(lambda: _train(options) if options.eval_only is None else _evaluate(options))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    folder: Path = options.eval_only
+    if not (folder / "model.safetensors").is_file():
+        remedy = f"train a model with: python -m workers.training --out {folder}"
+        raise ModelError(f"no model.safetensors in {folder}; {remedy}")
+    model = load_language_model(ModelSettings(path_or_id=str(folder))).model
+    if model.config.vocab_size != len(VOCABULARY):
+        raise ModelError(
+            f"the model in {folder} knows {model.config.vocab_size:,} tokens, the small one {len(VOCABULARY)} words: "
+            "measure a model of real text with --preset medium"
+        )
+    _print_table(measure(model, options.examples))
+
+
+def _train(options: argparse.Namespace) -> None:
+    make_folder(options.out)
     start_seconds = time.process_time()
     shape = SHAPES[options.shape]
     num_steps = options.steps_limit or shape.num_steps
@@ -244,7 +257,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print_table(measurements)
     card = model_card(options.shape, options.seed, length, cpu_seconds, measurements, model.num_parameters())
     (options.out / "README.md").write_text(card, encoding="utf-8")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

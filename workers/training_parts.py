@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from transformers import LlamaForCausalLM
+
+from tasks.errors import TaskError
+from workers.errors import ModelError
+from workers.memory.room import is_lack_of_room
 
 WARM_UP_STEPS = 50
 FINAL_LEARNING_RATE_SHARE = 0.05
@@ -53,3 +60,28 @@ def at_least(smallest: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder that a model is to be written to, before it is trained.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ModelError(f"--out: cannot write {folder} ({error.strerror}): choose another folder") from error
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Runs a command: 0, or 2 after a line about what people can mend."""
+    try:
+        command()
+    except (ModelError, TaskError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_lack_of_room(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

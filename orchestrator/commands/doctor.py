@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from orchestrator.storage import folder_at, local_copy
 from orchestrator.terminal import Answer, facts, grid
 from workers.memory.pretrained import PretrainedMemory
+from workers.memory.support import misfit
 from workers.survey import LayerFacts, Survey, load_config, survey
 
 REFUSED = ("beam search", "assisted decoding", "cache.crop()", "right padding", "a static cache (cache_implementation)")
@@ -30,30 +31,32 @@ def doctor(model: str, *, memory: str | None) -> Answer:
         MemoryFileError: the memory cannot be read.
     """
     pretrained = _saved_memory(memory) if memory else None
-    found = survey(load_config(model))
+    config = load_config(model)
+    found = survey(config)
     document = {
         "model": model,
         "works": None if found.untried else not found.obstacles,
         **dataclasses.asdict(found),
         "token_bytes": found.token_bytes,
         "refused": REFUSED,
-        "memory": None if pretrained is None else fit(pretrained, found),
+        "memory": None if pretrained is None else fit(pretrained, found, config),
     }
     return Answer(document, _parts(found, document))
 
 
-def fit(memory: PretrainedMemory, found: Survey) -> dict[str, Any]:
-    """How a memory's settings suit a model: ``fits``, its own bytes a token, and remarks."""
+def fit(memory: PretrainedMemory, found: Survey, config: Any) -> dict[str, Any]:
+    """How a memory's settings suit the model of ``config``: ``fits``, its own bytes a token, and remarks."""
     settings = memory.spec.settings
+    other = None if found.obstacles else misfit(settings.layout, config, found.architecture)
     never = found.max_tokens is not None and settings.update_every > found.max_tokens
     channels = memory.build().empty_trace_channels()
     heads = sum(layer.kv_heads for layer in found.layers)
     return {
-        "fits": not (found.obstacles or never),
+        "fits": not (found.obstacles or never or other),
         "update_every": settings.update_every,
         "heads": settings.heads,
         "state_token_bytes": heads * 4 * (channels + 1),  # float32 traces, and an int32 position
-        "remarks": list(_remarks(memory, found, never=never)),
+        "remarks": [*([other] if other else []), *_remarks(memory, found, never=never)],
     }
 
 

@@ -70,7 +70,7 @@ def write_suite(
         if value < least:
             raise TaskError(f"{key} is {value}; choose {least} or more")
     if target_tokens < MIN_TARGET_TOKENS:
-        raise TaskError(f"target_tokens is {target_tokens}; ask for at least {MIN_TARGET_TOKENS}")
+        raise TaskError(f"length is {target_tokens} tokens; ask for at least {MIN_TARGET_TOKENS}")
     material = Material(read_corpus(corpus), seed, num_rows, target_tokens, count_tokens, in_words)
     folder = _FOLDERS.get(suite, suite)
     stage(root / folder, WRITERS[suite](material), _source(folder, material))

@@ -46,7 +46,7 @@ def fit_row(maker: RowMaker, rng: np.random.Generator, pool: TextPool, count_tok
     """
     row = fit(maker(rng, pool), pool.target_tokens, lambda row: count_tokens(f"{row.context}\n{row.input}"))
     if not row.answers:
-        raise TaskError(f"target_tokens is {pool.target_tokens}; too short for a row: ask for more")
+        raise TaskError(f"length is {pool.target_tokens} tokens; too short for a row: ask for more")
     return row
 
 

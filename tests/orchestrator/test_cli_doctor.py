@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from transformers import BloomConfig, LlavaConfig, MambaConfig
 
@@ -9,6 +10,8 @@ from orchestrator.cli import main
 from tests.workers.memory.zoo import ARCHITECTURES, tiny_config, zoo_model
 from workers.memory.hooks import hooked_cache
 from workers.memory.memory import KeepAll
+from workers.memory.pretrained import PretrainedMemory
+from workers.memory.specs import NammSettings, NammSpec
 
 
 def examined(capsys, *words):
@@ -55,6 +58,23 @@ def test_a_memory_that_would_never_evict_does_not_fit(finished_run, tmp_path, ca
     assert memory["fits"] is False
     assert any("never evicts" in remark for remark in memory["remarks"])
     assert any("window of 7" in remark for remark in memory["remarks"])
+
+
+@pytest.mark.parametrize("layout", [(4, 2), (1, 2)])
+def test_a_memory_made_for_other_heads_does_not_fit_and_is_refused_at_work(layout, tmp_path, capsys):
+    settings = NammSettings(choice="snapkv", layout=layout)
+    genome = np.zeros(settings.genome_size, np.float32)
+    PretrainedMemory(NammSpec(settings=settings), genome).save_pretrained(tmp_path)
+    memory = examined(capsys, "small-llama", "--memory", str(tmp_path))["memory"]
+    told = f"the memory's layout is {layout[0]} layers of 2 KV heads, but LlamaForCausalLM has 2 of 2: take the model"
+    assert memory["fits"] is False
+    assert told in memory["remarks"][0]
+    (tmp_path / "prompt.txt").write_text("the river")
+    for command, text in (("generate", "--prompt"), ("explain", "--text")):
+        assert main([command, str(tmp_path), text, str(tmp_path / "prompt.txt"), "--model", "small-llama"]) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

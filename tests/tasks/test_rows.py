@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 
 from tasks.errors import TaskError
 from tasks.rows import checked_row, features, first_row, load_rows, rows
-from tasks.sources import data_root, locate
+from tasks.sources import data_root, locate, read_manifest
 from tasks.suites import SUITES
 from tests.tasks import staging
 from tests.tasks.staging import ALL_TASKS
@@ -74,7 +75,13 @@ def test_numbers_become_text_where_infinitebench_has_both(staged):
         ({"context": 3}, "row 7: context must be a text: got '3' (int)"),
         ({"answers": "Entity"}, "row 7: answers must be a list of texts: got 'Entity' (str)"),
         ({"answers": [["a"]]}, "answers must be a list of texts"),
-        ({"length": "long"}, "length must be a whole number: got 'long' (str)"),
+        ({"length": "long"}, "length must be a whole number of 64 bits: got 'long' (str)"),
+        ({"length": "--5"}, "length must be a whole number of 64 bits: got '--5' (str)"),
+        ({"length": 10**30}, "row 7: length must be a whole number of 64 bits: got '1000"),
+        ({"context": "a\ud800b"}, r"row 7: context must be a text: got 'a\ud800b' (str)"),
+        ({"answers": ["\ud800"]}, "row 7: answers must be a list of texts"),
+        ({"answers": None}, "row 7: answers must hold an answer to score by: got None"),
+        ({"answers": []}, "row 7: answers must hold an answer to score by: got []"),
         ({"answer_prefix": ""}, "this is a derived data set with the prompt merged into the context"),
     ],
 )
@@ -105,6 +112,8 @@ def test_columns_that_nobody_reads_are_left_out():
         ("infinitebench", "passkey", b"{not json}\n", "cannot be read"),
         ("infinitebench", "passkey", b"[1, 2]\n", "a line is no object"),
         ("infinitebench", "passkey", b'{"id": "\xff"}\n', "cannot be read"),
+        ("infinitebench", "passkey", b"[" * 200_000, "passkey.jsonl cannot be read (row 1: maximum recursion depth"),
+        ("infinitebench", "passkey", b'{"id": ' + b"1" * 5000 + b"}", "passkey.jsonl cannot be read (row 1: Exceeds"),
         ("infinitebench", "passkey", b"\n", "has no rows: stage the suite again"),
         ("longbench", "trec", b"no archive", "data.zip, data/trec.jsonl cannot be read"),
         ("choubun", "wiki_qa", b"PAR1", "not a Parquet file"),
@@ -118,6 +127,46 @@ def test_a_damaged_file_is_one_line_with_the_remedy(kind, task, content, told, t
     with pytest.raises(TaskError) as raised:
         first_row(found(tmp_path, kind, task))
     assert told in str(raised.value)
+
+
+def refusal(task):
+    """What is said where the rows cannot be read; nothing where they can."""
+    try:
+        list(rows(task))
+    except TaskError as error:
+        return str(error)
+    return ""
+
+
+def test_a_damaged_archive_is_one_line_wherever_the_damage_is(tmp_path):
+    """Bits that flipped in headers and in compressed data make four readers raise a dozen kinds of errors."""
+    staging.stage(tmp_path, "longbench")
+    path = tmp_path / "longbench/data.zip"
+    sound = path.read_bytes()
+    task = found(tmp_path, "longbench", "trec")
+    for seed in range(200):
+        draw, damaged = random.Random(seed), bytearray(sound)
+        for _ in range(20):
+            damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        assert "\n" not in refusal(task)
+
+
+@pytest.mark.parametrize("options", [None, []])
+def test_a_question_with_choices_needs_them(options, tmp_path):
+    staging.stage(tmp_path, "infinitebench")
+    first, *more = staging.infinitebench_rows("code_debug")
+    staging.write_lines(tmp_path / "infinitebench/code_debug.jsonl", [{**first, "options": options}, *more])
+    staging.write_source(tmp_path, SUITES["infinitebench"])
+    with pytest.raises(TaskError, match=r"row 1 of .*code_debug\.jsonl: options must be a list of the choices: got"):
+        first_row(found(tmp_path, "infinitebench", "code_debug"))
+
+
+@pytest.mark.parametrize("spoilt", ["[" * 100_000, '{"origin": "hub", "files": {"a": {"sha256": "", "bytes": 1e999}}}'])
+def test_a_damaged_manifest_is_one_line_with_the_remedy(spoilt, tmp_path):
+    (tmp_path / "SOURCE.json").write_text(spoilt)
+    with pytest.raises(TaskError, match=r"SOURCE\.json cannot be read \(.*\): delete it and stage the suite again"):
+        read_manifest(tmp_path)
 
 
 def test_a_file_of_another_size_than_was_staged_is_refused(tmp_path):

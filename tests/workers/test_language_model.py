@@ -79,6 +79,18 @@ def test_prompts_begin_with_the_beginning_of_sequence_and_continuations_do_not()
     assert language_model.continuation_ids("the river") == language_model.prompt_ids("the river")[1:]
 
 
+def test_of_a_text_that_is_too_long_only_we_say_so(caplog):
+    """Whoever asks for the ids compares their number with what the model reads, and says it in one line."""
+    language_model = load("small-llama")
+    transformers_logging.enable_propagation()
+    try:
+        assert len(language_model.prompt_ids("the river " * 3000)) > language_model.max_tokens
+        assert len(language_model.continuation_ids("the river " * 3000)) > language_model.max_tokens
+    finally:
+        transformers_logging.disable_propagation()
+    assert not caplog.records
+
+
 def test_progress_bars_are_back_after_loading(folder):
     were_shown = transformers_logging.is_progress_bar_enabled()
     load(folder)
@@ -174,6 +186,11 @@ def without_a_weight(folder: Path) -> None:
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
+def whole(file: str, text: str) -> Callable[[Path], object]:
+    """Replaces a file."""
+    return lambda folder: (folder / file).write_text(text)
+
+
 BAD: dict[str, tuple[str, Callable[[Path], object]]] = {
     "config-not-json": ("config.json", lambda folder: (folder / "config.json").write_text("{")),
     "config-of-nothing": ("model_type", lambda folder: (folder / "config.json").write_text("{}")),
@@ -191,6 +208,18 @@ BAD: dict[str, tuple[str, Callable[[Path], object]]] = {
         lambda f: [f.joinpath(n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")],
     ),
     "no-vocabulary": ("serialization file", lambda folder: (folder / "tokenizer.json").unlink()),
+    "config-null": ("TypeError", whole("config.json", "null")),
+    "config-a-list": ("config", whole("config.json", "[]")),
+    "config-nested-too-deeply": ("recursion", whole("config.json", "[" * 100_000)),
+    "layers-null": ("num_hidden_layers", edit(num_hidden_layers=None)),
+    "a-width-that-heads-do-not-divide": ("hidden", edit(hidden_size=7)),
+    "dtype-of-no-name": ("nope", edit(dtype="nope")),
+    "no-heads": ("ZeroDivisionError", edit(num_attention_heads=0)),
+    "rope-in-words": ("rope", edit(rope_parameters="x")),
+    "layers-of-no-kind": ("layer", edit(layer_types=["x", "y"])),
+    "longest-text-in-words": ("max_position_embeddings", edit(max_position_embeddings="a")),
+    "tokenizer-config-a-list": ("AttributeError", whole("tokenizer_config.json", "[]")),
+    "generation-config-a-list": ("TypeError", whole("generation_config.json", "[]")),
     "tokenizer-not-json": ("line 1 column 2", lambda folder: (folder / "tokenizer.json").write_text("{")),
 }
 

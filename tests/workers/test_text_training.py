@@ -22,6 +22,7 @@ from tests.text_model import text_tokenizer
 from workers import text_command, text_curriculum, text_training, training
 from workers.checksum import weights_sha256
 from workers.errors import ModelError
+from workers.language_model import model_folder
 from workers.line_encoder import LineEncoder
 from workers.muon import Muon
 from workers.row_makers import row_makers
@@ -252,6 +253,14 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, capsys):
     assert "give a number of minutes above 0" in capsys.readouterr().err
     assert training.main(["--preset", "medium", "--out", str(tmp_path / "m"), "--corpus", str(tmp_path / "no")]) == 2
     assert "is no folder" in capsys.readouterr().err
+    small = str(model_folder("small-llama"))
+    assert training.main(["--preset", "medium", "--eval-only", small, "--corpus", str(tmp_path / "no")]) == 2
+    assert "is no folder" in capsys.readouterr().err
+    assert training.main(["--preset", "medium", "--out", str(tmp_path / "m"), "--device", "nonsense"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --device: 'nonsense' cannot be used here (")
+    assert error.endswith("): try 'cpu'\n")
+    assert error.count("\n") == 1
     assert not text_command.is_meant(["--preset", "small"])
 
 

@@ -8,11 +8,15 @@ import torch
 
 from tasks.registry import GeneratedTaskSettings, build_task
 from tasks.words import KEYS, VOCABULARY, word_kind
+from tests.workers.memory.tiny import tiny_model
 from workers import training
 from workers.curriculum import LEVELS, TOKENS_PER_STEP, Curriculum, draw_batch
+from workers.memory.pretrained import PretrainedMemory
+from workers.memory.specs import NammSettings, NammSpec
 from workers.model_card import Measurement, model_card
 from workers.shared_retrieval import keys_shared_among_kv_heads
 from workers.training import Progress, exact_match, measure, new_model, save, train
+from workers.word_tokenizer import build_tokenizer
 
 LEVEL_NAMES = [level.name for level in LEVELS]
 
@@ -168,8 +172,29 @@ def test_the_command_writes_weights_tokenizer_and_card(tmp_path, capsys, monkeyp
 def test_measuring_a_folder_without_a_model_says_what_to_do(tmp_path, capsys):
     assert training.main(["--eval-only", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"no model.safetensors in {tmp_path}; train a model with: python -m workers.training --out {tmp_path}\n"
+        f"error: no model.safetensors in {tmp_path}; train a model with: python -m workers.training --out {tmp_path}\n"
     )
+
+
+def test_a_folder_of_another_kind_is_not_measured(tmp_path, capsys):
+    """A memory's folder was once made up to be a Llama of seven billion random numbers."""
+    settings = NammSettings()
+    PretrainedMemory(NammSpec(settings=settings), np.zeros(settings.genome_size, np.float32)).save_pretrained(tmp_path)
+    assert training.main(["--eval-only", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: model.path_or_id: cannot load '{tmp_path}': ")
+    tiny_model().save_pretrained(tmp_path)
+    build_tokenizer(training.MAX_LENGTH_TOKENS).save_pretrained(tmp_path)
+    assert training.main(["--eval-only", str(tmp_path)]) == 2
+    assert f"the model in {tmp_path} knows 61 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["small", "medium"])
+def test_where_nothing_can_be_written_nothing_is_trained(preset, tmp_path, capsys):
+    (tmp_path / "file").write_text("precious")
+    assert training.main(["--preset", preset, "--out", str(tmp_path / "file"), "--steps-limit", "1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"error: --out: cannot write {tmp_path / 'file'} (File exists): choose another folder\n"
 
 
 @pytest.mark.parametrize("arguments", [["--steps-limit", "0"], ["--examples", "0"], ["--seed", "-1"]])

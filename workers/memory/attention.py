@@ -28,7 +28,7 @@ from workers.memory.packed import PackedSlots, at_rest
 from workers.memory.padding import Cohort
 from workers.memory.room import explain_lack_of_room
 from workers.memory.slots import Slots
-from workers.memory.support import require_support, switch_attention
+from workers.memory.support import require_fit, switch_attention
 from workers.memory.watching import watch
 
 IMPLEMENTATION = "namm"
@@ -217,7 +217,7 @@ def memory_attached(
 
     The model is left as it was, also after an error. Inside the block a call without the cache is refused.
     """
-    cache = MemoryCache(memory, require_support(model).num_hidden_layers, listener)
+    cache = MemoryCache(memory, require_fit(model, memory), listener)
     former = switch_attention(model, IMPLEMENTATION)
     handle = model.register_forward_pre_hook(require_service, with_kwargs=True)
     try:

@@ -311,8 +311,9 @@ class MemoryCache(Cache):
         return seen - torch.tensor(self.padding.by_row, dtype=torch.int64)
 
     def held_tokens(self) -> Tensor:
-        """int32 ``[B, layers, H]`` on the CPU: tokens held now."""
-        return torch.stack([layer.held_tokens() for layer in self.layers if layer.cohorts], dim=1)
+        """int32 ``[B, layers, H]`` on the CPU: tokens held now; of no rows and heads before the first token."""
+        held = [layer.held_tokens() for layer in self.layers if layer.cohorts]
+        return torch.stack(held, dim=1) if held else torch.zeros(0, len(self.layers), 0, dtype=torch.int32)
 
     def row_state_bytes(self) -> Tensor:
         """int64 ``[B]`` on the CPU: state of the tokens held, row by row, whoever shares the batch; without padding."""

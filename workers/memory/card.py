@@ -26,6 +26,13 @@ NOTES = (
 )
 
 
+COUNTED = ("length", "kept_ratio", "mean_bytes", "state_bytes", "num_examples")
+MEASURED = tuple(
+    f"{figure}{end}" for figure in ("exact", "exact_ratio", "graded_ratio") for end in ("", "_low", "_high")
+)
+"""Figures of a row: these may be missing, those not."""
+
+
 def card(spec: NammSpec, origin: Mapping[str, Any], name: str) -> str:
     """README.md in Hugging Face's format.
 
@@ -45,7 +52,7 @@ def card(spec: NammSpec, origin: Mapping[str, Any], name: str) -> str:
         _usage(name, origin),
         _evaluation(origin),
         "## Where it comes from\n\n" + _pairs(_facts(spec, origin)),
-        "## To be honest about\n\n" + "\n".join(f"- {note}" for note in NOTES) if origin.get("table") else "",
+        "## To be honest about\n\n" + "\n".join(f"- {note}" for note in NOTES) if _table(origin) else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -72,12 +79,25 @@ def _usage(name: str, origin: Mapping[str, Any]) -> str:
     )
 
 
+def _table(origin: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The rows that a card shows: none where they are not ours, because an origin may hold anything."""
+    rows = origin.get("table")
+    return rows if isinstance(rows, list | tuple) and all(map(_is_ours, rows)) else ()
+
+
+def _is_ours(row: object) -> bool:
+    if not isinstance(row, Mapping) or "name" not in row:
+        return False
+    measured = [row[key] for key in MEASURED if row.get(key) is not None]
+    return all(isinstance(value, int | float) for value in [*(row.get(key) for key in COUNTED), *measured])
+
+
 def _evaluation(origin: Mapping[str, Any]) -> str:
-    rows: Sequence[Mapping[str, Any]] = origin.get("table", ())
+    rows = _table(origin)
     if not rows:
         return "## Evaluation\n\nNone is recorded."
     has_tasks = any(row.get("task") for row in rows)
-    of_full = "graded" if any(row["graded_ratio"] is not None for row in rows) else "exact"
+    of_full = "graded" if any(row.get("graded_ratio") is not None for row in rows) else "exact"
     titles = f"tokens | memory | exact | {of_full}, of full | kept | mean KB | state KB | examples"
     lines = [
         "## Evaluation",
@@ -118,7 +138,7 @@ def _facts(spec: NammSpec, origin: Mapping[str, Any]) -> Iterable[tuple[str, obj
     for key, value in origin.items():
         if key not in ("table", "dial") and value is not None:
             yield key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else value
-    if dial := origin.get("dial"):
+    if isinstance(dial := origin.get("dial"), Mapping):
         yield "turned", ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in dial.items())
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from workers.memory.attention import memory_attached
 from workers.memory.build import build_memory
 from workers.memory.errors import DialError
 from workers.memory.memory import Memory
-from workers.memory.specs import NammSpec
+from workers.memory.specs import MOST_TOKENS, NammSpec
 from workers.memory.support import input_device
 
 TOLERANCE = 0.005
@@ -56,6 +57,8 @@ class Wish:
             raise DialError(f"kept_ratio must be above 0 and at most 1: got {self.kept_ratio}")
         if self.bytes_per_token is not None and not 0.0 < self.bytes_per_token < math.inf:
             raise DialError(f"bytes_per_token must be above 0: got {self.bytes_per_token}")
+        if self.cap is not None and not (isinstance(self.cap, Integral) and 1 <= self.cap < MOST_TOKENS):
+            raise DialError(f"cap must be a whole number of tokens, at least 1: got {self.cap}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def turn(
     """
     record = {name: float(value) for name, value in dataclasses.asdict(wish).items() if value is not None}
     if wish.cap is not None:
-        spec = replace(spec, settings=replace(spec.settings, cap=wish.cap))
+        spec = replace(spec, settings=replace(spec.settings, cap=int(wish.cap)))
     wanted = wish.kept_ratio or wish.bytes_per_token
     if wanted is None:
         return spec, record
@@ -142,10 +145,9 @@ def _as_batches(prompts: Prompts, device: torch.device, update_every: int) -> li
     """Prompts as ``[rows, n]``.
 
     Raises:
-        DialError: there are none, or none is long enough for an update.
+        DialError: one of them is no token ids, or none is long enough for an update.
     """
-    batches = [torch.as_tensor(prompt, device=device) for prompt in prompts]
-    batches = [batch[None] if batch.ndim == 1 else batch for batch in batches]
+    batches = [_as_batch(prompt, index).to(device) for index, prompt in enumerate(prompts)]
     longest = max((batch.shape[-1] for batch in batches), default=0)
     if longest < update_every:
         raise DialError(
@@ -153,6 +155,19 @@ def _as_batches(prompts: Prompts, device: torch.device, update_every: int) -> li
             f"{update_every}: calibrate on a few prompts as long as those that it is for"
         )
     return batches
+
+
+def _as_batch(prompt: Sequence[int] | Tensor, index: int) -> Tensor:
+    try:
+        ids = torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError):  # of texts, of nothing at all, of rows of unequal length
+        ids = torch.empty(0)
+    if ids.ndim not in (1, 2) or not ids.numel() or ids.dtype not in (torch.int64, torch.int32):
+        raise DialError(
+            f"prompts[{index}] must be the token ids of a text, or those of several as long as [rows, n]: got "
+            f"{' '.join(str(prompt).split())[:40]}; give prompts=[tokenizer(text).input_ids, …]"
+        )
+    return ids[None] if ids.ndim == 1 else ids
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from workers.memory.compiling import outside_graphs
 from workers.memory.errors import UnsupportedUseError
 from workers.memory.memory import Memory
 from workers.memory.room import explain_lack_of_room
-from workers.memory.support import require_support, switch_attention
+from workers.memory.support import require_fit, switch_attention
 
 _guests: weakref.WeakKeyDictionary[PreTrainedModel, _Visit] = weakref.WeakKeyDictionary()
 """The cache whose call is under way in a model."""
@@ -47,7 +47,7 @@ class _HookedCache(MemoryCache):
     """A cache whose copies have hooks of their own."""
 
     def __init__(self, model: PreTrainedModel, memory: Memory) -> None:
-        super().__init__(memory, require_support(model).num_hidden_layers)
+        super().__init__(memory, require_fit(model, memory))
         self.is_open = False
         self._model = weakref.ref(model)
 

@@ -70,6 +70,12 @@ class Memory(ABC):
     """Most tokens that a head may keep; None for no limit."""
 
     @property
+    def layout(self) -> tuple[int, int] | None:
+        """Layers, and KV heads of each, of the only models that it fits; None if it fits any."""
+        settings = getattr(self, "settings", None)
+        return settings.layout if isinstance(settings, NammSettings) else None
+
+    @property
     def num_genomes(self) -> int:
         """Genomes that share a batch: with more than one, rows belong to genomes by their place."""
         return 1
@@ -106,6 +112,11 @@ class KeepAll(Memory):
         self._observer = observer
         self.reads_attention = observer is not None and observer.reads_attention
         self.spectrum = observer.spectrum if observer else None
+
+    @property
+    def layout(self) -> tuple[int, int] | None:
+        """As the observer has it."""
+        return self._observer.layout if self._observer else None
 
     def empty_trace_channels(self) -> int:
         """As the observer has it."""

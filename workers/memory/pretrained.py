@@ -235,7 +235,7 @@ class PretrainedMemory:
             threshold = _number(document.get("threshold", 0.0))
             spec = NammSpec(settings=settings, normalisation=normalisation, threshold=threshold)
             origin = dict(document["origin"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise MemoryFileError(f"{config} does not describe a memory ({error}): {RECOPY}") from error
         genome = _read_genome(weights)
         try:
@@ -265,7 +265,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"there is no memory in {path.parent}, because {path} is missing: "
             "name a folder with config.json and model.safetensors"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MemoryFileError(f"cannot read {path} ({error}): {RECOPY}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise MemoryFileError(f"{path} is not a saved memory (format {FORMAT!r} expected): is it a model's folder?")
@@ -297,22 +297,17 @@ def _number(value: Any) -> float:
 
 
 def _settings(values: Mapping[str, Any]) -> NammSettings:
-    settings = NammSettings(**{**values, "layout": tuple(values["layout"])} if values.get("layout") else values)
-    for key in dataclasses.fields(settings):
-        value = getattr(settings, key.name)
-        if isinstance(key.default, int) and type(value) is not type(key.default):
-            kind = "true or false" if isinstance(key.default, bool) else "a whole number"
-            raise ValueError(f"{key.name} must be {kind}, got {value!r}")
-    return settings
+    return NammSettings(**{**values, "layout": tuple(values["layout"])} if values.get("layout") else values)
 
 
 def _normalisation(values: Mapping[str, Any] | None, num_bins: int) -> Normalisation | None:
     if values is None:
         return None
     mean, variance = (tuple(map(float, values[name])) for name in ("mean", "variance"))
-    if not len(mean) == len(variance) == num_bins or not np.isfinite(mean + variance).all() or min(variance) < 0:
-        raise ValueError(f"normalisation must have {num_bins} finite means and variances of at least 0")
-    return Normalisation(mean, variance)
+    normalisation = Normalisation(mean, variance)
+    if not normalisation.is_sound(num_bins):
+        raise ValueError(f"normalisation must have {num_bins} finite means and variances of at least 0, as float32")
+    return normalisation
 
 
 def _read_genome(path: Path) -> npt.NDArray[np.float32]:
@@ -320,6 +315,6 @@ def _read_genome(path: Path) -> npt.NDArray[np.float32]:
         genome = load_file(path)["genome"]
     except FileNotFoundError as error:
         raise MemoryFileError(f"{path} is missing: copy it beside config.json") from error
-    except (OSError, SafetensorError, KeyError, TypeError) as error:  # numpy has no bfloat16: that is a TypeError
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError) as error:  # numpy has no bfloat16, no float8
         raise MemoryFileError(f"{path} is damaged or holds no genome ({error}): {RECOPY}") from error
     return np.ascontiguousarray(genome, dtype=np.float32).reshape(-1)

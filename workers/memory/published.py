@@ -153,10 +153,11 @@ def _statistics(state: Mapping[str, Any], num_bins: int) -> tuple[Normalisation 
     if f"{STATISTICS}output_mean" not in state:
         return None, 0.0
     mean, variance = (_vector(state[f"{STATISTICS}output_{name}"]).tolist() for name in ("mean", "var"))
-    if not len(mean) == len(variance) == num_bins or not np.isfinite(mean + variance).all() or min(variance) < 0:
+    normalisation = Normalisation(tuple(mean), tuple(variance))
+    if not normalisation.is_sound(num_bins):
         raise ValueError(f"the statistics must be {num_bins} finite means and variances of at least 0")
     count = state.get(f"{STATISTICS}output_num")
-    return Normalisation(tuple(mean), tuple(variance)), float(count) if isinstance(count, Tensor) else 0.0
+    return normalisation, float(count) if isinstance(count, Tensor) else 0.0
 
 
 def _require_published(settings: NammSettings) -> None:

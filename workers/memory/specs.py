@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -10,6 +9,10 @@ Heads = Literal["even", "ragged"]
 Choice = Literal["network", "snapkv", "h2o"]
 
 
+MOST_TOKENS = 2**31
+"""Positions are counted in 32 bits."""
+LARGEST = 3.4028234663852886e38
+"""The largest number of float32, in which a memory computes."""
 LOOKAHEAD_FEATURES = 2
 """Features that a look ahead adds: of the token, and of its neighbourhood."""
 
@@ -49,6 +52,7 @@ class NammSettings:
     and the genome holds nothing but how much each layer and KV head keeps; needs ``layout``."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.hop < 1 or self.window != 2 * self.hop:
             raise ValueError(f"memory.window must be twice memory.hop: got window {self.window}, hop {self.hop}")
         if self.update_every < 1 or self.update_every % self.hop:
@@ -61,13 +65,25 @@ class NammSettings:
             raise ValueError(f"memory.hidden_size must be at least 1: got {self.hidden_size}")
         if self.recency_size < 2 or self.recency_size % 2:
             raise ValueError(f"memory.recency_size must be even and at least 2: got {self.recency_size}")
-        if self.max_frequency <= 1.0:
+        if not 1.0 < self.max_frequency <= LARGEST:
             raise ValueError(f"memory.max_frequency must be above 1: got {self.max_frequency}")
         if self.heads not in ("even", "ragged"):
             raise ValueError(f"memory.heads must be 'even' or 'ragged': got {self.heads!r}")
         if self.cap is not None and self.cap < 1:
             raise ValueError(f"memory.cap must be at least 1 or null: got {self.cap}")
         self._check_token_choice()
+
+    def _check_types(self) -> None:
+        """Files and callers may bring anything, and what is no number of its kind would evict without a word."""
+        whole = {name: getattr(self, name) for name in ("update_every", "window", "hop", "hidden_size", "recency_size")}
+        for name, value in {**whole, "lookahead": self.lookahead, "cap": self.cap or 0}.items():
+            if type(value) is not int or value >= MOST_TOKENS:
+                raise ValueError(f"memory.{name} must be a whole number below {MOST_TOKENS:,}: got {value!r}")
+        for name in ("ema", "max_frequency"):
+            if type(getattr(self, name)) not in (int, float):
+                raise ValueError(f"memory.{name} must be a number: got {getattr(self, name)!r}")
+        if type(self.offsets) is not bool:
+            raise ValueError(f"memory.offsets must be true or false: got {self.offsets!r}")
 
     def _check_token_choice(self) -> None:
         if self.choice not in get_args(Choice):
@@ -79,7 +95,7 @@ class NammSettings:
                 f"memory.choice {self.choice} has no network: leave memory.offsets and memory.lookahead out, or choose "
                 "network"
             )
-        if self.layout is not None and (len(self.layout) != 2 or min(self.layout) < 1):
+        if self.layout is not None and not _is_layout(self.layout):
             raise ValueError(f"memory.layout must be layers and KV heads, as in [6, 3], or null: got {self.layout}")
         needs_layout = self.offsets or self.choice != "network"
         if needs_layout and self.layout is None:
@@ -122,12 +138,23 @@ class NammSettings:
         return f * 3 * h + 3 * h + h * 2 * f + 2 * f + f + 1
 
 
+def _is_layout(value: object) -> bool:
+    is_pair = isinstance(value, tuple) and len(value) == 2
+    return is_pair and all(type(size) is int and 1 <= size < MOST_TOKENS for size in value)  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True, slots=True)
 class Normalisation:
     """Frozen feature statistics of a full-cache pass (spec 3.3): an input to the memory, recorded by hash."""
 
     mean: tuple[float, ...]
     variance: tuple[float, ...]
+
+    def is_sound(self, num_bins: int) -> bool:
+        """Whether these are so many means and variances, finite in float32."""
+        is_complete = len(self.mean) == len(self.variance) == num_bins
+        is_finite = all(abs(value) <= LARGEST for value in self.mean + self.variance)
+        return is_complete and is_finite and min(self.variance) >= 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,8 +172,8 @@ class NammSpec:
 
     def __post_init__(self) -> None:
         thresholds = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
-        if not all(map(math.isfinite, thresholds)):
-            raise ValueError(f"the threshold of a memory must be finite: got {self.threshold}")
+        if not all(abs(threshold) <= LARGEST for threshold in thresholds):
+            raise ValueError(f"the threshold of a memory must be finite, in float32 as well: got {self.threshold}")
 
 
 RivalName = Literal["full", "recent", "h2o", "l2norm", "random", "snapkv", "tova", "truncation"]

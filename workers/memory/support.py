@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from workers.memory.errors import UnsupportedUseError
+from workers.memory.memory import Memory
 
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layer, in the words of transformers' ``layer_types``."""
@@ -20,11 +21,45 @@ def require_support(model: PreTrainedModel) -> Any:
     Raises:
         UnsupportedUseError: it cannot; all the reasons, by the name of the architecture.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedUseError(
+            f"no memory can be attached to a {type(model).__name__}: give a model of transformers, as "
+            "AutoModelForCausalLM.from_pretrained returns it"
+        )
     if reasons := list(obstacles(model.config, type(model))):
         raise UnsupportedUseError(
             f"no memory can be attached to {type(model).__name__}: {'; '.join(reasons)}; `namm doctor MODEL` says more"
         )
     return model.config.get_text_config(decoder=True)
+
+
+def require_fit(model: PreTrainedModel, memory: Memory) -> int:
+    """Layers of the model's text part, if this very memory can be attached to it.
+
+    Raises:
+        UnsupportedUseError: no memory can, or this one is made for other layers and heads.
+    """
+    text = require_support(model)
+    if reason := misfit(memory.layout, text, type(model).__name__):
+        raise UnsupportedUseError(reason)
+    return int(text.num_hidden_layers)
+
+
+def misfit(layout: tuple[int, int] | None, config: Any, name: str) -> str | None:
+    """Why a memory made for the heads of ``layout`` does not fit the model ``name`` of ``config``; None if it does."""
+    if layout is None or layout == (found := layers_and_heads(config)):
+        return None
+    return (
+        f"the memory's layout is {layout[0]} layers of {layout[1]} KV heads, but {name} has {found[0]} of {found[1]}: "
+        "take the model that the genome was made for"
+    )
+
+
+def layers_and_heads(config: Any) -> tuple[int, int]:
+    """Layers of a model's text part and KV heads of each, by its configuration."""
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return int(text.num_hidden_layers), int(heads)
 
 
 def obstacles(config: Any, model_class: type[PreTrainedModel]) -> Iterator[str]:

@@ -138,7 +138,7 @@ def test_text_of_suites_is_held_out_from_what_models_and_memories_learn():
     [
         ({"num_rows": 0}, "num_rows is 0; choose 1 or more"),
         ({"seed": -1}, "seed is -1; choose 0 or more"),
-        ({"target_tokens": 100}, "target_tokens is 100; ask for at least 512"),
+        ({"target_tokens": 100}, "length is 100 tokens; ask for at least 512"),
     ],
 )
 def test_sizes_that_are_not_possible_are_refused(changes, told, tmp_path):

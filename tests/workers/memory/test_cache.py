@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tests.workers.memory.test_pretrained import example_memory
 from tests.workers.memory.tiny import (
     ROUNDING,
     drive,
@@ -33,6 +34,22 @@ def test_get_seq_length_is_the_number_of_tokens_seen_not_held():
     _, cache = drive(tiny_model(), rival("recent", 5), random_ids(1, 80), cuts=(3, 40))
     assert [cache.get_seq_length(layer) for layer in range(2)] == [80, 80]
     assert cache.held_tokens().tolist() == [[[5, 5], [5, 5]]]
+
+
+def test_before_the_first_token_nothing_is_held():
+    with memory_attached(tiny_model(), rival("recent", 5)) as cache:
+        assert (cache.held_tokens().shape, cache.held_tokens().dtype) == ((0, 2, 0), torch.int32)
+        assert cache.seen_tokens().shape == (0,)
+
+
+@pytest.mark.parametrize("model", [None, "small-llama", torch.nn.Linear(1, 1)], ids=["None", "a-name", "a-module"])
+def test_what_is_no_model_is_named(model):
+    memory = example_memory()
+    told = f"no memory can be attached to a {type(model).__name__}: give a model of transformers"
+    with pytest.raises(UnsupportedUseError, match=told):
+        memory.cache(model)
+    with pytest.raises(UnsupportedUseError, match=told):
+        memory.generate(model, random_ids(1, 5))
 
 
 def test_keys_and_values_of_the_first_layer_are_the_plain_models_at_the_positions_held():

@@ -197,3 +197,27 @@ def test_a_block_that_is_cut_takes_its_thresholds_along():
 def test_a_threshold_that_is_no_number_is_refused(threshold):
     with pytest.raises(ValueError, match="finite"):
         NammSpec(settings=tiny_settings(), threshold=threshold)
+
+
+@pytest.mark.parametrize("cap", [0, -1, 1.5, float("nan"), 2**31, "9"])
+def test_a_cap_that_is_no_number_of_tokens_is_refused(cap):
+    with pytest.raises(DialError, match=rf"^cap must be a whole number of tokens, at least 1: got {cap}$"):
+        wide_memory().at(cap=cap)
+
+
+def test_a_cap_of_another_library_can_be_saved(tmp_path):
+    memory = example_memory().at(cap=np.int64(5))
+    memory.save_pretrained(tmp_path)
+    assert PretrainedMemory.from_pretrained(tmp_path).spec.settings.cap == 5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[], "a text", [1.5, 2.0], [[1, 2], [3]], 7, None, torch.zeros(1, 1, 9, dtype=torch.int64)],
+    ids=["empty", "text", "fractions", "rows-of-unequal-length", "an-id", "nothing", "3-d"],
+)
+def test_a_prompt_that_is_no_token_ids_is_named(wrong):
+    with pytest.raises(DialError, match=r"^prompts\[1\] must be the token ids of a text, .*: got .*; give prompts="):
+        wide_memory().at(kept_ratio=0.3, model=tiny_model(), prompts=[prompts()[0], wrong])
+    with pytest.raises(DialError, match=r"^prompts\[0\] must be the token ids of a text, .*: got 5; give prompts="):
+        wide_memory().at(kept_ratio=0.3, model=tiny_model(), prompts=[5, 6, 7])

@@ -108,6 +108,14 @@ def edit_settings(**changes: object) -> Callable[[Path], None]:
     return apply
 
 
+def edit_version_3(**changes: object) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        edit_settings(**{"layout": None, "offsets": False, "lookahead": 0, "choice": "network", **changes})(folder)
+        edit(version=3, threshold=0.0)(folder)
+
+    return apply
+
+
 def genome(values: np.ndarray) -> Callable[[Path], None]:
     return lambda folder: save_file({"genome": values}, folder / WEIGHTS)
 
@@ -141,6 +149,21 @@ BAD: dict[str, tuple[str, Callable[[Path], object]]] = {
     "setting-out-of-range": (CONFIG, edit_settings(ema=1.5)),
     "setting-not-a-number": (CONFIG, edit_settings(update_every="8")),
     "setting-not-whole": (CONFIG, edit_settings(hidden_size=4.0)),
+    "frequency-nan": (CONFIG, edit_settings(max_frequency=float("nan"))),
+    "frequency-infinite": (CONFIG, edit_settings(max_frequency=float("inf"))),
+    "cap-nan": (CONFIG, edit_settings(cap=float("nan"))),
+    "cap-not-whole": (CONFIG, edit_settings(cap=1.5)),
+    "cap-true": (CONFIG, edit_settings(cap=True)),
+    "updates-beyond-all-texts": (CONFIG, edit_settings(update_every=8 * 10**30)),
+    "layout-not-whole": (CONFIG, edit_version_3(offsets=True, layout=[2.0, 1.0])),
+    "layout-empty": (CONFIG, edit_version_3(offsets=True, layout=[])),
+    "ema-null": (CONFIG, edit_settings(ema=None)),
+    "config-nested-too-deeply": (CONFIG, lambda folder: (folder / CONFIG).write_text("[" * 100_000)),
+    "config-with-endless-digits": (CONFIG, lambda folder: (folder / CONFIG).write_text("1" * 5000)),
+    "threshold-of-400-digits": (CONFIG, edit(version=2, threshold=10**400)),
+    "threshold-beyond-float32": (CONFIG, edit(version=2, threshold=1e300)),
+    "mean-of-400-digits": (CONFIG, edit(normalisation={"mean": [10**400] * BINS, "variance": [1.0] * BINS})),
+    "mean-beyond-float32": (CONFIG, edit(normalisation={"mean": [1e300] * BINS, "variance": [1.0] * BINS})),
     "origin-not-a-mapping": (CONFIG, edit(origin=[1])),
     "normalisation-empty": (CONFIG, edit(normalisation={})),
     "normalisation-too-short": (CONFIG, edit(normalisation={"mean": [0.0], "variance": [1.0]})),
@@ -157,6 +180,10 @@ BAD: dict[str, tuple[str, Callable[[Path], object]]] = {
     "genome-of-other-settings": (WEIGHTS, edit_settings(hidden_size=5)),
     "genome-nan": (WEIGHTS, genome(np.full(SIZE, np.nan, np.float32))),
     "genome-infinite": (WEIGHTS, genome(np.full(SIZE, np.inf, np.float32))),
+    "genome-of-8-bits": (
+        WEIGHTS,
+        lambda folder: save_torch_file({"genome": torch.zeros(SIZE).to(torch.float8_e4m3fn)}, folder / WEIGHTS),
+    ),
     "genome-half-precision": (
         WEIGHTS,
         lambda folder: save_torch_file({"genome": torch.zeros(SIZE, dtype=torch.bfloat16)}, folder / WEIGHTS),
@@ -174,6 +201,17 @@ def test_a_bad_file_is_named_in_one_line_with_the_remedy(folder, what):
     assert str(folder / file) in message
     assert "\n" not in message
     assert re.search(": (copy|name|use|install|is it) [^:]+$", message), f"no remedy at the end: {message}"
+
+
+@pytest.mark.parametrize(
+    "origin", [{"table": [{"a": 1}]}, {"table": "none"}, {"table": [1]}, {"dial": 0.5}, {"model": ["a"]}], ids=str
+)
+def test_an_origin_of_somebody_elses_making_can_be_saved_again(folder, origin):
+    edit(origin=origin)(folder)
+    memory = PretrainedMemory.from_pretrained(folder)
+    memory.save_pretrained(folder)
+    assert PretrainedMemory.from_pretrained(folder).origin == origin
+    assert "None is recorded." in (folder / CARD).read_text()
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):

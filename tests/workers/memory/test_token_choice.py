@@ -23,7 +23,7 @@ from tests.workers.memory.tiny import (
 )
 from workers.memory.allocation import SHARE_SCALE, HeadAllocation
 from workers.memory.build import build_memory
-from workers.memory.errors import MemoryFileError
+from workers.memory.errors import MemoryFileError, UnsupportedUseError
 from workers.memory.heads import OFFSET_SCALE
 from workers.memory.lookahead import FLOOR, SCALE
 from workers.memory.memory import KeepAll, LayerView
@@ -230,9 +230,18 @@ def test_a_damaged_description_is_named(tmp_path, key, value):
         PretrainedMemory.from_pretrained(tmp_path)
 
 
-def test_a_model_of_another_shape_is_refused():
-    for more in ({"offsets": True, "layout": (3, 3)}, {"choice": "snapkv", "layout": (1, 2)}):
-        settings = tiny(**more)
-        memory = build_memory(NammSpec(settings=settings), np.zeros((1, settings.genome_size), np.float32))
-        with pytest.raises(ValueError, match=r"memory.layout is \d layers of \d KV heads, but the model has a layer"):
-            held(memory)
+@pytest.mark.parametrize("layout", [(4, 2), (1, 2), (2, 1), (3, 3)])
+@pytest.mark.parametrize("more", [{"offsets": True}, {"choice": "snapkv"}], ids=["offsets", "snapkv"])
+def test_a_model_of_another_shape_is_refused_before_it_is_called(more, layout):
+    settings = tiny(**more, layout=layout)
+    memory = PretrainedMemory(NammSpec(settings=settings), np.zeros(settings.genome_size, np.float32))
+    model = tiny_model()
+    layers, heads = layout
+    told = f"layout is {layers} layers of {heads} KV heads, but LlamaForCausalLM has 2 of 2: take the model"
+    with pytest.raises(UnsupportedUseError, match=told):
+        memory.cache(model)
+    with pytest.raises(UnsupportedUseError, match=told), memory.attached(model):
+        pass
+    with pytest.raises(UnsupportedUseError, match=told):
+        held(KeepAll(memory.build()))
+    assert model.config._attn_implementation == "eager"
