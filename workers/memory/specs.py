@@ -66,7 +66,7 @@ class NammSettings:
         if self.recency_size < 2 or self.recency_size % 2:
             raise ValueError(f"memory.recency_size must be even and at least 2: got {self.recency_size}")
         if not 1.0 < self.max_frequency <= LARGEST:
-            raise ValueError(f"memory.max_frequency must be above 1: got {self.max_frequency}")
+            raise ValueError(f"memory.max_frequency must be a finite number above 1: got {self.max_frequency}")
         if self.heads not in ("even", "ragged"):
             raise ValueError(f"memory.heads must be 'even' or 'ragged': got {self.heads!r}")
         if self.cap is not None and self.cap < 1:
