@@ -15,9 +15,9 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
+from orchestrator.credentials import without_credentials
 from orchestrator.errors import InputError, StorageError
 from orchestrator.storage import Folder
-from orchestrator.tracking_server import without_credentials
 
 _OPTIONS = {
     "s3": {"allow_delayed_open": "true"},  # one request for a small object instead of three

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.credentials import without_credentials
 from orchestrator.files import make_folder, read_json, sweep_temporaries, write_json_atomic
-from orchestrator.tracking_server import without_credentials
 
 log = logging.getLogger(__name__)
 

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from orchestrator.credentials import without_credentials
 from orchestrator.errors import InputError, StorageError
 from orchestrator.files import make_folder, require_writable_folder, storage_errors, sweep_temporaries, write_atomic
-from orchestrator.tracking_server import without_credentials
 
 _SCHEMES = ("s3", "gs")
 """Of the object stores that are understood."""

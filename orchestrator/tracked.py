@@ -16,12 +16,12 @@ import yaml
 
 from orchestrator import presets
 from orchestrator.config import RunConfig, config_hash, config_to_dict
+from orchestrator.credentials import without_credentials
 from orchestrator.data_record import DataRecord
 from orchestrator.files import write_atomic
 from orchestrator.history import GenerationRecord
 from orchestrator.provenance import code_hash
 from orchestrator.store import Store
-from orchestrator.tracking_server import without_credentials
 from tasks.registry import TaskSettings
 
 log = logging.getLogger(__name__)

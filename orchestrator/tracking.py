@@ -29,10 +29,11 @@ from types import TracebackType
 from uuid import uuid4
 
 from orchestrator.config import TrackingSettings
+from orchestrator.credentials import without_credentials
 from orchestrator.files import tree_digest, write_atomic
 from orchestrator.outbox import Courier, Item, Outbox
 from orchestrator.tracking_mlflow import MlflowRun
-from orchestrator.tracking_server import check_tracking, how_to_look, tracking_uri, without_credentials
+from orchestrator.tracking_server import check_tracking, how_to_look, tracking_uri
 
 __all__ = ["Tracker", "check_tracking"]
 

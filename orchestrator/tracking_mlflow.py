@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.credentials import without_credentials
 from orchestrator.files import read_json, tree_digest, write_json_atomic
 from orchestrator.outbox import Item
-from orchestrator.tracking_server import without_credentials
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,13 @@ import urllib.request
 from pathlib import Path
 
 from orchestrator.config import TrackingSettings
-from orchestrator.credentials import CREDENTIALS, without_credentials
+from orchestrator.credentials import without_credentials
 from orchestrator.errors import TrackingError
-
-__all__ = ["check_tracking", "how_to_look", "tracking_uri", "without_credentials"]
 
 ANSWER_SECONDS = 5.0
 """How long a tracking server may take to answer at the start of a run."""
 
+_USER = re.compile(r"://[^/\s]+@")
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
 
 
@@ -67,7 +66,7 @@ def _why_silent(uri: str) -> str | None:
 
 
 def _ask(uri: str) -> str | None:
-    address = CREDENTIALS.sub("://", uri).rstrip("/")  # urllib would take them for a part of the host's name
+    address = _USER.sub("://", uri).rstrip("/")  # urllib would take them for a part of the host's name
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=ANSWER_SECONDS):
             return None

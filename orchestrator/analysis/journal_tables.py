@@ -9,9 +9,9 @@ from types import MappingProxyType
 import pyarrow as pa
 
 from orchestrator import schemas
+from orchestrator.credentials import without_credentials
 from orchestrator.history import JournalContents
 from orchestrator.presets import flatten
-from orchestrator.tracking_server import without_credentials
 
 
 def metrics_table(contents: JournalContents) -> pa.Table:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.config import RunConfig, TrackingSettings, config_from_dict, load_config
+from orchestrator.credentials import without_credentials
 from orchestrator.errors import DrainedError
 from orchestrator.journal import has_run, read_journal
 from orchestrator.progress import reporting
@@ -14,7 +15,7 @@ from orchestrator.report import TableRow, printed
 from orchestrator.run import CHAMPION, REPORT, SUMMARY, run
 from orchestrator.storage import Folder, folder_at
 from orchestrator.terminal import Answer, facts, installed_command
-from orchestrator.tracking_server import tracking_uri, without_credentials
+from orchestrator.tracking_server import tracking_uri
 
 
 def evolve(*, preset: str, overrides: Sequence[str], folder: str | None, quiet: bool, takeover: bool = False) -> Answer:

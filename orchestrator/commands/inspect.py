@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 
 from orchestrator.commands.status import standing, standing_pairs
+from orchestrator.credentials import without_credentials
 from orchestrator.errors import InputError
 from orchestrator.journal import JOURNAL_NAME, GenerationRecord, has_run, read_journal
 from orchestrator.presets import flatten
 from orchestrator.storage import Folder, Place, folder_at, local_copy
 from orchestrator.terminal import Answer, facts, grid, spark_line
-from orchestrator.tracking_server import without_credentials
 
 if TYPE_CHECKING:  # knows torch, which takes seconds to import and is not needed to look at a run
     from workers.memory.specs import Normalisation

@@ -23,9 +23,9 @@ import yaml
 from orchestrator import presets
 from orchestrator.address import job_server_wants_token
 from orchestrator.config import RunConfig, load_config
+from orchestrator.credentials import without_credentials
 from orchestrator.errors import ConfigError, FleetError, JobError
 from orchestrator.terminal import Answer, facts, installed_command, visible
-from orchestrator.tracking_server import without_credentials
 from tasks.corpus_task import MODEL_TOKENIZER, CorpusTaskSettings
 from tasks.registry import SuiteTaskSettings
 

@@ -21,6 +21,7 @@ from rich.progress import Progress
 from orchestrator.analysis.pictures import is_pictured
 from orchestrator.commands.status import standing
 from orchestrator.config import TrackingSettings, config_from_dict
+from orchestrator.credentials import without_credentials
 from orchestrator.data_record import recorded
 from orchestrator.errors import TrackingError
 from orchestrator.history import JournalContents, read_journal
@@ -32,7 +33,7 @@ from orchestrator.terminal import Answer, facts
 from orchestrator.tracked import draw_and_log, log_surroundings, log_tasks, tracked_settings
 from orchestrator.tracking import Tracker, check_tracking
 from orchestrator.tracking_mlflow import MlflowRun
-from orchestrator.tracking_server import how_to_look, tracking_uri, without_credentials
+from orchestrator.tracking_server import how_to_look, tracking_uri
 
 MOST_FAILURES = 3
 """Deliveries that may fail in a row; each pause after one is a second longer."""

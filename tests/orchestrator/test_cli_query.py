@@ -125,6 +125,13 @@ def test_a_file_of_somebody_elses_may_bear_any_name(run_folder, capsys):
     assert rows(capsys, run_folder, 'SELECT count(*) > 0 FROM "my ""table-1"') == [[True]]
 
 
+def test_a_report_elsewhere_needs_no_permission_to_write_into_the_run(run_folder, tmp_path, capsys):
+    (run_folder / "tables" / "metrics.parquet").unlink(missing_ok=True)
+    (run_folder / "tables" / "metrics.parquet").mkdir()  # nobody can write a file of that name, not even root
+    assert main(["report", str(run_folder), "--trace", "never", "--output", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").stat().st_size > 100_000
+
+
 @pytest.mark.parametrize("command", ["query", "report", "store"])
 def test_a_damaged_table_is_named_with_its_remedy(command, run_folder, capsys):
     path = run_folder / "tables" / "candidates" / "generation=000001.parquet"

@@ -39,6 +39,7 @@ class HeadAllocation(Memory):
         self.settings = settings
         self.threshold = threshold
         self.update_every = settings.update_every
+        self.layout = settings.layout
         self._genomes = genomes
         self._heuristic = _heuristic(settings)
 

@@ -69,11 +69,8 @@ class Memory(ABC):
     most_kept: int | None = None
     """Most tokens that a head may keep; None for no limit."""
 
-    @property
-    def layout(self) -> tuple[int, int] | None:
-        """Layers, and KV heads of each, of the only models that it fits; None if it fits any."""
-        settings = getattr(self, "settings", None)
-        return settings.layout if isinstance(settings, NammSettings) else None
+    layout: tuple[int, int] | None = None
+    """Layers, and KV heads of each, of the only models that it fits; None if it fits any."""
 
     @property
     def num_genomes(self) -> int:
@@ -112,11 +109,7 @@ class KeepAll(Memory):
         self._observer = observer
         self.reads_attention = observer is not None and observer.reads_attention
         self.spectrum = observer.spectrum if observer else None
-
-    @property
-    def layout(self) -> tuple[int, int] | None:
-        """As the observer has it."""
-        return self._observer.layout if self._observer else None
+        self.layout = observer.layout if observer else None
 
     def empty_trace_channels(self) -> int:
         """As the observer has it."""

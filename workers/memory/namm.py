@@ -63,6 +63,7 @@ class Namm(Memory):
         self._genomes = genomes
         self.treats_layers_alike = not settings.offsets
         self.most_kept = settings.cap
+        self.layout = settings.layout
         self._on_device: dict[torch.device, _OnDevice] = {}
         self._at(genomes.device)
 
@@ -181,6 +182,7 @@ class StatisticsPass(Memory):
     def __init__(self, settings: NammSettings) -> None:
         self.settings = self.spectrum = settings
         self.update_every = settings.update_every
+        self.layout = settings.layout
         self.moments = Moments()
 
     def empty_trace_channels(self) -> int:
